@@ -1,0 +1,125 @@
+"""REST API of the agent. Only the supervisor's certificate is obeyed."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from agents import errors, tls
+from agents.contract import SUPERVISOR_NAME, DeviceFacts, RpcServerSpec, read
+from agents.rpc_server import RpcServer
+
+MAX_BODY_BYTES = 64 * 1024
+MAX_WAIT_S = 30.0
+LOG_CHUNK_BYTES = 256 * 1024
+
+_STATUS = {
+    errors.StaleGeneration.code: 409,
+    errors.PortInUse.code: 409,
+    errors.BadMessage.code: 422,
+    errors.PublicAddressRefused.code: 422,
+    errors.NoFreePort.code: 503,
+}
+
+
+def problem(status: int, code: str, detail: str) -> JSONResponse:
+    """An RFC 9457 answer."""
+    body = {"type": f"errors.md#{code}", "code": code, "detail": detail, "status": status}
+    return JSONResponse(body, status, media_type="application/problem+json")
+
+
+async def _on_error(_: Request, exc: Exception) -> Response:
+    code = exc.code if isinstance(exc, errors.ProjectError) else "error"
+    return problem(_STATUS.get(code, 500), code, str(exc))
+
+
+class SupervisorOnly:
+    """Refuses every caller but the supervisor. Other agents hold valid certificates too."""
+
+    def __init__(self, app: tls.Application) -> None:
+        self._app = app
+
+    async def __call__(self, scope: tls.Scope, receive: tls.Receive, send: tls.Send) -> None:
+        if scope["type"] == "http" and scope.get(tls.PEER) != SUPERVISOR_NAME:
+            refusal = problem(403, "forbidden", "only the supervisor may call an agent")
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def create_app(
+    rpc_server: RpcServer, read_facts: Callable[[], Awaitable[DeviceFacts]]
+) -> tls.Application:
+    """The routes: facts, desired and observed rpc-server, its log."""
+
+    async def get_facts(_: Request) -> Response:
+        return JSONResponse(asdict(await read_facts()))
+
+    async def get_rpc_server(request: Request) -> Response:
+        wait_s = min(_number(request, "wait_s", 0.0), MAX_WAIT_S)
+        return JSONResponse(asdict(await rpc_server.wait_while_starting(wait_s)))
+
+    async def put_rpc_server(request: Request) -> Response:
+        status = await rpc_server.apply(read(RpcServerSpec, await _body(request)))
+        return JSONResponse(asdict(status), 202)
+
+    async def delete_rpc_server(request: Request) -> Response:
+        generation = int(_number(request, "generation", 0))
+        return JSONResponse(asdict(await rpc_server.remove(generation)))
+
+    async def get_log(request: Request) -> Response:
+        offset = int(_number(request, "offset", -1))
+        return JSONResponse(await asyncio.to_thread(_read_log, rpc_server, offset))
+
+    routes = [
+        Route("/facts", get_facts),
+        Route("/rpc-server", get_rpc_server),
+        Route("/rpc-server", put_rpc_server, methods=["PUT"]),
+        Route("/rpc-server", delete_rpc_server, methods=["DELETE"]),
+        Route("/rpc-server/log", get_log),
+    ]
+    app = Starlette(routes=routes, exception_handlers={errors.ProjectError: _on_error})
+    return SupervisorOnly(app)  # type: ignore[arg-type]
+
+
+async def _body(request: Request) -> Any:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise errors.BadMessage(f"body of more than {MAX_BODY_BYTES} bytes")
+    try:
+        return json.loads(body)
+    except ValueError as exc:
+        raise errors.BadMessage(f"body is not JSON: {exc}") from exc
+
+
+def _number(request: Request, name: str, default: float) -> float:
+    text = request.query_params.get(name)
+    try:
+        return default if text is None else float(text)
+    except ValueError as exc:
+        raise errors.BadMessage(f"{name}={text!r} is not a number") from exc
+
+
+def _read_log(rpc_server: RpcServer, offset: int) -> dict[str, Any]:
+    """Log text from ``offset`` (negative: the end of it) and the offset to go on from."""
+    path = rpc_server.log_path()
+    if path is None or not path.exists():
+        return {"file": "", "offset": 0, "text": ""}
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        start = max(size - LOG_CHUNK_BYTES, 0) if offset < 0 else min(offset, size)
+        file.seek(start)
+        text = file.read(LOG_CHUNK_BYTES)
+    return {
+        "file": path.name,
+        "offset": start + len(text),
+        "text": text.decode(errors="replace"),
+    }

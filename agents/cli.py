@@ -1,0 +1,219 @@
+"""Command line of the agent: ``join CODE`` runs it until it is told to stop."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import uvicorn
+
+from agents import __version__, engine, facts, log, ports, tls
+from agents.api import create_app
+from agents.contract import AGENT_PORT, EngineFacts, GgmlDevice, Heartbeat
+from agents.errors import FolderNotWritable, PortInUse, ProjectError
+from agents.join import Identity, JoinCode, MainHost, keep_alive
+from agents.rpc_server import RpcServer
+
+logger = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    code: JoinCode
+    folder: Path
+    engine: Path | None
+    host: str | None
+    port: int | None
+    name: str | None
+
+
+def default_folder() -> Path:
+    """Data folder of the agent on this platform."""
+    return Path(platformdirs.user_data_dir("llama-rpc-supervisor", appauthor=False)) / "agent"
+
+
+def add_join_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("code", help="join code, as printed by 'supervisor up' on the main host")
+    parser.add_argument("--data", type=Path, default=default_folder(), help="data folder")
+    parser.add_argument("--engine", type=Path, help="folder of the llama.cpp programs")
+    parser.add_argument("--host", help="address to listen on (default: the one facing the main host)")
+    parser.add_argument("--port", type=int, help=f"REST port (default: {AGENT_PORT}, or a free one)")
+    parser.add_argument("--name", help="name of this device (default: host name or phone model)")
+    parser.add_argument("--json-logs", action="store_true", help="one JSON object per log line")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 after a stop, 1 for an expected error, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(prog="agent", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_join_arguments(commands.add_parser("join", help="join a cluster and serve it"))
+    parsed = parser.parse_args(arguments)
+    log.configure("agent", json_lines=parsed.json_logs)
+    try:
+        options = Options(
+            JoinCode.parse(parsed.code),
+            parsed.data,
+            parsed.engine,
+            parsed.host,
+            parsed.port,
+            parsed.name,
+        )
+        asyncio.run(run(options))
+    except ProjectError as exc:
+        print(f"error: {exc}", file=sys.stderr)  # noqa: T201 - this is the command line
+        return 1
+    return 0
+
+
+async def run(options: Options) -> None:
+    """Join, then serve until a stop signal; the rpc-server never outlives us.
+
+    Raises:
+        ProjectError: Any expected reason why it cannot run.
+    """
+    _make_folder(options.folder)
+    chosen = await _choose_engine(options)
+    agent_id = facts.agent_id(options.folder)
+    name = options.name or facts.device_name()
+    identity = Identity(options.folder / "identity")
+    main_host = MainHost(options.code, identity)
+    server = RpcServer(chosen, options.folder, engine.inherited())
+    server.sweep()
+    try:
+        await main_host.join(agent_id, name)
+        await _serve(options, main_host, identity, server, chosen, agent_id, name)
+    finally:
+        await server.close()
+        await main_host.close()
+
+
+async def _serve(
+    options: Options,
+    main_host: MainHost,
+    identity: Identity,
+    server: RpcServer,
+    chosen: EngineFacts | None,
+    agent_id: str,
+    name: str,
+) -> None:
+    address = options.host or ports.local_address_towards(main_host.endpoint.rpartition(":")[0])
+    listener = _listen(address, options.port)
+    reader = facts.FactsReader(agent_id, name, chosen)
+    devices = await _devices(chosen)
+
+    async def read_facts():  # type: ignore[no-untyped-def]
+        return await reader.read(devices)
+
+    async def compose() -> Heartbeat:
+        port = listener.getsockname()[1]
+        return Heartbeat(await read_facts(), server.status(), port, options.host or "")
+
+    web = _Web(
+        uvicorn.Config(
+            create_app(server, read_facts),
+            http=tls.PeerProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            ssl_certfile=identity.certificate,
+            ssl_keyfile=identity.key,
+            ssl_ca_certs=str(identity.authority),
+            ssl_cert_reqs=2,  # ssl.CERT_REQUIRED
+            timeout_graceful_shutdown=2,
+        )
+    )
+    logger.info(
+        "agent.started",
+        extra={
+            "device": name,
+            "address": f"{address}:{listener.getsockname()[1]}",
+            "main_host": main_host.endpoint,
+            "engine": chosen.folder if chosen else "none",
+        },
+    )
+    serving = asyncio.create_task(web.serve(sockets=[listener]))
+    beating = asyncio.create_task(keep_alive(main_host, compose, server.changed))
+    stopping = asyncio.create_task(_stop_signal())
+    tasks = {serving, beating, stopping}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        web.should_exit = True
+        beating.cancel()
+        stopping.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await asyncio.gather(*tasks, return_exceptions=True)
+        logger.info("agent.stopped")
+
+
+class _Web(uvicorn.Server):
+    """uvicorn without its own signal handlers: ours also end the rpc-server."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+
+async def _stop_signal() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as exc:
+        raise FolderNotWritable(
+            f"cannot write the data folder {folder}: {exc.strerror}; choose another with --data"
+        ) from exc
+
+
+async def _choose_engine(options: Options) -> EngineFacts | None:
+    """The first engine that can serve; else the first one, with its problem; else nothing."""
+    inherited = engine.inherited()
+    found = engine.discover(
+        inherited, explicit=options.engine, own_engines=options.folder / "engines"
+    )
+    inspected = None
+    for candidate in found:
+        inspected = await engine.inspect(candidate, inherited)
+        if not inspected.problem:
+            return inspected
+        logger.warning("engine.unusable", extra={"reason": inspected.problem})
+    return inspected
+
+
+async def _devices(chosen: EngineFacts | None) -> list[GgmlDevice]:
+    if chosen is None or not chosen.has_rpc:
+        return []
+    return await engine.ggml_devices(chosen, engine.inherited())
+
+
+def _listen(address: str, port: int | None):  # type: ignore[no-untyped-def]
+    """A port that was asked for must be free; the usual one may be taken by another agent."""
+    if port is not None:
+        return ports.listen(address, port, "the agent's REST API")
+    try:
+        return ports.listen(address, AGENT_PORT, "the agent's REST API")
+    except PortInUse:
+        return ports.listen(address, 0, "the agent's REST API")

@@ -1,0 +1,194 @@
+"""The messages between supervisor and agent: plain dataclasses, JSON on the wire.
+
+Readers ignore fields that they do not know, so that old and new agents can live together.
+The supervisor validates the same classes with ``pydantic.TypeAdapter``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from typing import Any, TypeVar, get_type_hints
+
+from agents.errors import BadMessage
+
+AGENT_PROTOCOL = 1
+"""Raised when an old peer could misread a message, never for an added field."""
+
+JOIN_PORT = 8101
+AGENT_PORT = 8102
+RPC_PORTS = range(8110, 8200)
+"""Below 32768, where Linux begins to hand out ports to outgoing connections."""
+
+SUPERVISOR_NAME = "supervisor"
+"""Common name of the supervisor's certificate: the one caller that an agent obeys."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgmlDevice:
+    """One compute device as ggml names it on its own host (``CPU``, ``CUDA0``, ``MTL0``)."""
+
+    name: str
+    description: str = ""
+    total_bytes: int = 0
+    free_bytes: int = 0
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name.upper().startswith("CPU")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """One build of llama.cpp on this host. ``problem`` says why it cannot serve, or is empty."""
+
+    folder: str
+    source: str
+    llama_server: str = ""
+    rpc_server: str = ""
+    version: str = ""
+    build: str = ""
+    rpc_protocol: str = ""
+    has_rpc: bool = False
+    problem: str = ""
+    problem_code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What a device is and has now. Unknown figures are ``None``, never a guess.
+
+    ``memory_available_bytes`` is what may really be taken (``MemAvailable``, capped by cgroup
+    limits): ggml's CPU device reports its whole memory as free.
+    """
+
+    agent_id: str
+    name: str
+    platform: str
+    machine: str = ""
+    boot_id: str = ""
+    cores: int = 1
+    memory_total_bytes: int = 0
+    memory_available_bytes: int = 0
+    ggml_devices: list[GgmlDevice] = field(default_factory=list)
+    engine: EngineFacts | None = None
+    battery_percent: float | None = None
+    battery_charging: bool | None = None
+    temperature_c: float | None = None
+    agent_version: str = ""
+
+
+class WorkerState(StrEnum):
+    """State of a device's one rpc-server."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class RpcServerSpec:
+    """Desired rpc-server. ``port`` 0 lets the agent choose; ``generation`` only ever grows."""
+
+    generation: int
+    host: str
+    launch: str = ""
+    port: int = 0
+    threads: int | None = None
+    devices: list[str] = field(default_factory=list)
+    ready_deadline_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class RpcServerStatus:
+    """Observed rpc-server; ``error_code`` and ``detail`` say why it is not ready."""
+
+    state: WorkerState
+    generation: int = 0
+    host: str = ""
+    port: int = 0
+    pid: int | None = None
+    argv: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    rpc_protocol: str = ""
+    exit_status: int | None = None
+    error_code: str = ""
+    detail: str = ""
+    resident_bytes: int | None = None
+    cpu_s: float | None = None
+    clients_accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Sent by the agent every few seconds; the lease by which it is believed to be alive."""
+
+    facts: DeviceFacts
+    rpc_server: RpcServerStatus
+    rest_port: int
+    address: str = ""
+    protocol: int = AGENT_PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatReply:
+    """``next_s`` is when the next heartbeat is due."""
+
+    next_s: float
+    protocol: int = AGENT_PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRequest:
+    """First message of a device, sent only after the authority's fingerprint was checked."""
+
+    token: str
+    agent_id: str
+    name: str
+    protocol: int = AGENT_PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
+class JoinReply:
+    """Identity of the device. Made by the authority, since a phone cannot make certificates."""
+
+    certificate_pem: str
+    key_pem: str
+    authority_pem: str
+    protocol: int = AGENT_PROTOCOL
+
+
+T = TypeVar("T")
+
+
+def read(message: type[T], data: Any) -> T:
+    """Build ``message`` from parsed JSON, ignoring unknown fields.
+
+    Raises:
+        BadMessage: ``data`` is no object, lacks a required field, or a field has another type.
+    """
+    if not isinstance(data, Mapping):
+        raise BadMessage(f"{message.__name__}: expected a JSON object, got {type(data).__name__}")
+    hints = get_type_hints(message)
+    values: dict[str, Any] = {}
+    for item in fields(message):  # type: ignore[arg-type]
+        if item.name in data:
+            values[item.name] = _read_field(message, item.name, hints[item.name], data[item.name])
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise BadMessage(f"{message.__name__}: field {item.name!r} is missing")
+    return message(**values)
+
+
+def _read_field(message: type, name: str, hint: Any, value: Any) -> Any:
+    if is_dataclass(hint):
+        return read(hint, value)  # type: ignore[arg-type]
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        try:
+            return hint(value)
+        except ValueError as exc:
+            raise BadMessage(f"{message.__name__}: {name}: {value!r} is not known") from exc
+    plain = {int: int, str: str, float: (int, float), bool: bool}.get(hint)
+    is_wrong = plain is not None and not isinstance(value, plain)
+    if is_wrong or (hint is int and isinstance(value, bool)):
+        raise BadMessage(f"{message.__name__}: {name}: expected {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,33 @@
+"""Which environment variables matter to llama.cpp, and how they may be shown."""
+
+from collections.abc import Mapping
+
+# LLAMA_ARG_* overrides flags silently; the library paths decide which build really runs.
+_PREFIXES = ("LLAMA_", "GGML_", "HF_", "DYLD_", "CUDA_", "HIP_", "VK_", "MTL_", "AGX_", "OMP_")
+_NAMES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "TMPDIR")
+_SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+
+MASK = "***"
+
+
+def relevant(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that can change what llama.cpp does, sorted, with secrets masked."""
+    return {
+        name: MASK if _is_secret(name) else value
+        for name, value in sorted(environment.items())
+        if name in _NAMES or name.startswith(_PREFIXES)
+    }
+
+
+def _is_secret(name: str) -> bool:
+    return any(word in name.upper() for word in _SECRET_WORDS)
+
+
+def for_engine(inherited: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
+    """Environment of an engine process: what we inherited, without ``LLAMA_ARG_*``, and ours.
+
+    A copy of everything, since Termux programs need more of it than one would guess. The
+    ``LLAMA_ARG_*`` family is dropped: it would override the planned flags without a word.
+    """
+    kept = {name: value for name, value in inherited.items() if not name.startswith("LLAMA_ARG_")}
+    return {**kept, **ours}

@@ -1,0 +1,122 @@
+"""Errors that an agent reports. Each has a stable ``code`` and says what to do.
+
+The supervisor's tree (``supervisor/errors.py``) continues this one; every leaf of both has a
+heading in ``docs/errors.md``.
+"""
+
+from typing import ClassVar
+
+
+class ProjectError(Exception):
+    """Base of everything that we raise on purpose.
+
+    ``code`` is stable (API, logs, docs); ``retryable`` means that the same request may succeed
+    later without a human.
+    """
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+
+class AgentError(ProjectError):
+    """The device cannot do what was asked of it."""
+
+
+class EngineMissing(AgentError):
+    """No llama.cpp programs were found."""
+
+    code = "engine_missing"
+
+
+class EngineWithoutRpc(AgentError):
+    """llama.cpp was found, but it was built without ``-DGGML_RPC=ON``."""
+
+    code = "engine_without_rpc"
+
+
+class EngineUnusable(AgentError):
+    """A llama.cpp program does not run on this device."""
+
+    code = "engine_unusable"
+
+
+class PortInUse(AgentError):
+    """A port that we were told to use is taken."""
+
+    code = "port_in_use"
+
+
+class NoFreePort(AgentError):
+    """Every port of the range is taken."""
+
+    code = "no_free_port"
+    retryable = True
+
+
+class StaleGeneration(AgentError):
+    """A late message of an older launch; obeying it would disturb a newer one."""
+
+    code = "stale_generation"
+
+
+class PublicAddressRefused(AgentError):
+    """rpc-server has no authentication and must never listen on a public address."""
+
+    code = "public_address_refused"
+
+
+class RpcServerExited(AgentError):
+    """The rpc-server ended by itself. Any exit is a failure, status 0 included."""
+
+    code = "rpc_server_exited"
+    retryable = True
+
+
+class RpcServerSilent(AgentError):
+    """The rpc-server runs but did not answer the protocol in time."""
+
+    code = "rpc_server_silent"
+    retryable = True
+
+
+class FolderNotWritable(AgentError):
+    """A data or log folder cannot be written."""
+
+    code = "folder_not_writable"
+
+
+class BadJoinCode(AgentError):
+    """The join code cannot be read."""
+
+    code = "bad_join_code"
+
+
+class JoinRefused(AgentError):
+    """The main host did not accept the join token."""
+
+    code = "join_refused"
+
+
+class MainHostNotTrusted(AgentError):
+    """The fingerprint of whoever answered is not the one in the join code."""
+
+    code = "main_host_not_trusted"
+
+
+class MainHostUnreachable(AgentError):
+    """Nobody answered at the addresses in the join code."""
+
+    code = "main_host_unreachable"
+    retryable = True
+
+
+class RemovedByMainHost(AgentError):
+    """The main host no longer knows this device; its certificate is void."""
+
+    code = "removed_by_main_host"
+
+
+class BadMessage(AgentError):
+    """A message of a peer lacks a field or has one of the wrong type."""
+
+    code = "bad_message"

@@ -1,0 +1,247 @@
+"""Joining a cluster, and the heartbeats that keep a device in it.
+
+Trust runs in one direction first: the join code carries the fingerprint of the main host's
+authority, and the token leaves this device only after that fingerprint was seen.
+"""
+
+import asyncio
+import logging
+import os
+import ssl
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import httpx
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from agents import tls
+from agents.contract import (
+    SUPERVISOR_NAME,
+    Heartbeat,
+    HeartbeatReply,
+    JoinReply,
+    JoinRequest,
+    read,
+)
+from agents.errors import (
+    BadJoinCode,
+    JoinRefused,
+    MainHostNotTrusted,
+    MainHostUnreachable,
+    RemovedByMainHost,
+)
+
+log = logging.getLogger(__name__)
+
+_CONNECT_S = 5.0
+_REQUEST_S = 10.0
+_JOIN_PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class JoinCode:
+    """``ADDRESS:PORT[,ADDRESS:PORT...]/TOKEN/FINGERPRINT``: safe in shells, URLs and QR codes."""
+
+    endpoints: tuple[str, ...]
+    token: str
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{','.join(self.endpoints)}/{self.token}/{self.fingerprint}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a join code.
+
+        Raises:
+            BadJoinCode: It is not one, or was cut while copying.
+        """
+        parts = text.strip().split("/")
+        if len(parts) != 3 or not all(parts):
+            raise BadJoinCode(
+                "the join code is not of the form ADDRESS:PORT/TOKEN/FINGERPRINT; "
+                "copy the whole line that 'supervisor up' or 'supervisor invite' printed"
+            )
+        endpoints = tuple(parts[0].split(","))
+        if not all(e.rpartition(":")[2].isdigit() and e.rpartition(":")[0] for e in endpoints):
+            raise BadJoinCode(f"{parts[0]!r} in the join code is not ADDRESS:PORT")
+        if len(parts[2]) != 43:
+            raise BadJoinCode(
+                f"the fingerprint in the join code has {len(parts[2])} characters, not 43; "
+                "copy the whole code"
+            )
+        return cls(endpoints, parts[1], parts[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Where the agent keeps what it got at join: its key, certificate and the authority's."""
+
+    folder: Path
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / "agent.crt"
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "agent.key"
+
+    @property
+    def authority(self) -> Path:
+        return self.folder / "authority.crt"
+
+    def belongs_to(self, fingerprint: str) -> bool:
+        """Whether we already joined the cluster with this fingerprint."""
+        files = (self.certificate, self.key, self.authority)
+        if not all(file.is_file() for file in files):
+            return False
+        return tls.fingerprint(self.authority.read_text()) == fingerprint
+
+    def store(self, reply: JoinReply) -> None:
+        """Write everything; the key readable by us alone."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.certificate.write_text(reply.certificate_pem)
+        self.authority.write_text(reply.authority_pem)
+        handle = os.open(self.key, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(reply.key_pem)
+
+    def forget(self) -> None:
+        """Remove what the main host no longer accepts."""
+        for file in (self.certificate, self.key, self.authority):
+            file.unlink(missing_ok=True)
+
+
+class MainHost:
+    """Client of the supervisor's join and heartbeat address."""
+
+    def __init__(self, code: JoinCode, identity: Identity) -> None:
+        self._code = code
+        self._identity = identity
+        self._client: httpx.AsyncClient | None = None
+        self.endpoint = code.endpoints[0]
+
+    async def join(self, agent_id: str, name: str) -> None:
+        """Get an identity, unless we have one of this cluster already.
+
+        Raises:
+            MainHostUnreachable: Nobody answered for 30 seconds.
+            MainHostNotTrusted: Somebody else answered.
+            JoinRefused: The token is wrong, used up or expired.
+        """
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(MainHostUnreachable),
+            wait=wait_exponential(0.25, max=5),
+            stop=stop_after_delay(_JOIN_PATIENCE_S),
+            reraise=True,
+        ):
+            with attempt:
+                authority_pem = await self._authority()
+        if self._identity.belongs_to(self._code.fingerprint):
+            return
+        request = JoinRequest(self._code.token, agent_id, name)
+        async with self._http(tls.client_context(authority_pem)) as client:
+            response = await client.post("/join", json=asdict(request), extensions=_SNI)
+        if response.status_code != 200:
+            raise JoinRefused(_detail(response))
+        self._identity.store(read(JoinReply, response.json()))
+        log.info("agent.joined", extra={"main_host": self.endpoint})
+
+    async def _authority(self) -> str:
+        """Certificate of the authority, from the first endpoint that answers and is the right one."""
+        failures = []
+        for endpoint in self._code.endpoints:
+            self.endpoint = endpoint
+            try:
+                async with self._http(tls.unverified_context()) as client:
+                    response = await client.get("/authority.pem")
+                seen = tls.fingerprint(response.text)
+            except (httpx.HTTPError, ssl.SSLError) as exc:
+                failures.append(f"{endpoint}: {exc or type(exc).__name__}")
+                continue
+            except ValueError:
+                seen = "(no certificate)"
+            if seen == self._code.fingerprint:
+                return response.text
+            raise MainHostNotTrusted(
+                f"{endpoint} shows fingerprint {seen}, the join code says "
+                f"{self._code.fingerprint}; get a new join code from the main host"
+            )
+        raise MainHostUnreachable(
+            f"no main host answers ({'; '.join(failures)}); check that 'supervisor up' runs "
+            "there, that both are on one network, and that no firewall blocks the port"
+        )
+
+    async def heartbeat(self, message: Heartbeat) -> HeartbeatReply:
+        """Send one heartbeat.
+
+        Raises:
+            MainHostUnreachable: No answer; the caller tries again.
+            RemovedByMainHost: This device was removed there.
+        """
+        if self._client is None:
+            context = tls.client_context(
+                self._identity.authority.read_text(), self._identity.certificate, self._identity.key
+            )
+            self._client = self._http(context)
+        try:
+            response = await self._client.post(
+                "/heartbeat", json=asdict(message), extensions=_SNI
+            )
+        except httpx.HTTPError as exc:
+            raise MainHostUnreachable(f"{self.endpoint}: {exc or type(exc).__name__}") from exc
+        if response.status_code in (401, 403):
+            raise RemovedByMainHost(_detail(response))
+        if response.status_code != 200:
+            raise MainHostUnreachable(_detail(response))
+        return read(HeartbeatReply, response.json())
+
+    def _http(self, context: ssl.SSLContext) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=f"https://{self.endpoint}",
+            verify=context,
+            timeout=httpx.Timeout(_REQUEST_S, connect=_CONNECT_S),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+
+_SNI = {"sni_hostname": SUPERVISOR_NAME}
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status_code}"
+
+
+async def keep_alive(main_host: MainHost, compose, changed: asyncio.Event) -> None:  # type: ignore[no-untyped-def]
+    """Send heartbeats for ever: when due, and at once when ``changed`` is set.
+
+    Raises:
+        RemovedByMainHost: The one reason to end.
+    """
+    pause_s, is_lost = 1.0, False
+    while True:
+        changed.clear()
+        try:
+            reply = await main_host.heartbeat(await compose())
+            pause_s = reply.next_s
+            if is_lost:
+                log.info("main_host.back", extra={"endpoint": main_host.endpoint})
+            is_lost = False
+        except MainHostUnreachable as exc:
+            if not is_lost:
+                log.warning("main_host.lost", extra={"reason": str(exc)})
+            is_lost, pause_s = True, min(pause_s * 1.5, 10.0)
+        try:
+            async with asyncio.timeout(pause_s):
+                await changed.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,218 @@
+"""Child processes: started so that they cannot outlive us unseen, logged to files, reaped.
+
+Shared by the agent (rpc-server) and the supervisor (llama-server, the main host's own agent).
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from agents.errors import EngineMissing, EngineUnusable, FolderNotWritable
+
+KEPT_LOGS = 20
+"""Log files kept per child name; every start has a file of its own."""
+
+# Runs as `python -c`, becomes the program by exec, so it costs no process. It asks Linux to signal
+# the child when its parent dies, which covers kill -9 of the parent. preexec_fn could do the same
+# but is unsafe in a process with threads. Elsewhere the record of children is swept at next start.
+_LAUNCHER = """\
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, int(sys.argv[2]), 0, 0, 0)
+if os.getppid() != int(sys.argv[1]): sys.exit(1)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRecord:
+    """Identity of a child that survives our restart: a pid alone may be someone else's by now."""
+
+    name: str
+    pid: int
+    start_mark: str
+    argv: list[str]
+
+
+class Child:
+    """One running child process and how it ended."""
+
+    def __init__(
+        self, name: str, argv: Sequence[str], log_path: Path, process: asyncio.subprocess.Process
+    ) -> None:
+        self.name = name
+        self.argv = list(argv)
+        self.log_path = log_path
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_status(self) -> int | None:
+        """``None`` while it runs; negative for a signal."""
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        """Wait for the end. The caller bounds it."""
+        return await self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the child's whole process group; a child that is gone is no error."""
+        if self.exit_status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+    async def stop(self, *, grace_s: float) -> int:
+        """End it: SIGTERM to the group, SIGKILL after ``grace_s`` seconds, then reap."""
+        self.signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace_s):
+                return await self._process.wait()
+        except TimeoutError:
+            self.signal(signal.SIGKILL)
+            return await self._process.wait()
+        except asyncio.CancelledError:
+            # Whoever cancels us must still not leave an orphan behind.
+            self.signal(signal.SIGKILL)
+            raise
+
+
+async def spawn(
+    name: str,
+    argv: Sequence[str],
+    *,
+    log_path: Path,
+    environment: Mapping[str, str],
+    parent_death_signal: signal.Signals = signal.SIGKILL,
+) -> Child:
+    """Start ``argv`` in a process group of its own with its output in ``log_path``.
+
+    A file, not a pipe: a pipe would block or kill the child when we lag or die. SIGPIPE stays
+    ignored across exec (``restore_signals=False``), because rpc-server dies of it.
+
+    Raises:
+        EngineMissing: The program does not exist.
+        EngineUnusable: It cannot be executed.
+        FolderNotWritable: The log file cannot be made.
+    """
+    program = Path(argv[0])
+    if not program.is_file():
+        raise EngineMissing(f"{program} does not exist; install llama.cpp or set LLAMA_CPP_BIN")
+    if not os.access(program, os.X_OK):
+        raise EngineUnusable(f"{program} is not executable; run chmod +x on it")
+    command = list(argv)
+    if sys.platform == "linux":
+        guard = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
+        command = [*guard, str(int(parent_death_signal)), *argv]
+    with _open_log(log_path) as log_file:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=asyncio.subprocess.STDOUT,
+            env=dict(environment),
+            process_group=0,
+            restore_signals=False,
+        )
+    return Child(name, argv, log_path, process)
+
+
+def describe_exit(status: int | None) -> str:
+    """``ended with status 0`` or ``was killed by SIGKILL``."""
+    if status is None or status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
+
+
+def _open_log(path: Path) -> BinaryIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prune_logs(path.parent, path.name.rsplit("-", 1)[0])
+        return path.open("ab")
+    except OSError as exc:
+        raise FolderNotWritable(
+            f"cannot write the log {path}: {exc.strerror}; free space or choose another folder"
+        ) from exc
+
+
+def prune_logs(folder: Path, stem: str, keep: int = KEPT_LOGS) -> None:
+    """Delete the oldest logs named ``stem-*.log`` beyond ``keep``."""
+    logs = sorted(folder.glob(f"{stem}-*.log"), key=lambda path: path.stat().st_mtime)
+    for path in logs[: max(len(logs) - keep, 0)]:
+        path.unlink(missing_ok=True)
+
+
+def tail(path: Path, lines: int = 40, limit_bytes: int = 64 * 1024) -> list[str]:
+    """Last lines of a log; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - limit_bytes, 0))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return []
+
+
+def start_mark(pid: int) -> str:
+    """Something that differs between two processes which had the same pid; empty if unknown.
+
+    Linux and Android: start time in clock ticks since boot, field 22 of ``/proc/PID/stat`` (wall
+    clock figures shift when the clock is set). Elsewhere: psutil, where it is installed.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        pass
+    try:
+        import psutil
+
+        return str(psutil.Process(pid).create_time())
+    except Exception:  # noqa: BLE001 - psutil raises its own types, and may be absent
+        return ""
+
+
+class ChildLedger:
+    """File of the children we started, so that the next start of us can end what was left."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, child: Child) -> None:
+        """Remember a child. Written before we rely on it, replaced atomically."""
+        record = ChildRecord(child.name, child.pid, start_mark(child.pid), child.argv)
+        self._write([*self._read(), record])
+
+    def remove(self, pid: int) -> None:
+        """Forget a child that was reaped."""
+        self._write([record for record in self._read() if record.pid != pid])
+
+    def sweep(self) -> list[ChildRecord]:
+        """Kill children of an earlier run that are still alive; returns them."""
+        left = [r for r in self._read() if r.start_mark and start_mark(r.pid) == r.start_mark]
+        for record in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(record.pid, signal.SIGKILL)
+        self._write([])
+        return left
+
+    def _read(self) -> list[ChildRecord]:
+        try:
+            return [ChildRecord(**item) for item in json.loads(self._path.read_text())]
+        except (OSError, ValueError, TypeError):
+            return []
+
+    def _write(self, records: list[ChildRecord]) -> None:
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(json.dumps([asdict(record) for record in records]))
+        temporary.replace(self._path)

@@ -1,0 +1,274 @@
+"""The one rpc-server of this device: started on request, proven ready, reaped when it ends."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from agents import environment, facts, ports, process
+from agents.contract import EngineFacts, RpcServerSpec, RpcServerStatus, WorkerState
+from agents.errors import (
+    EngineMissing,
+    EngineWithoutRpc,
+    PortInUse,
+    RpcServerExited,
+    RpcServerSilent,
+    StaleGeneration,
+)
+from agents.rpc_protocol import Outcome, ProbeResult, probe
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 5.0
+"""From SIGTERM to SIGKILL. rpc-server has no handler, so it normally ends at once."""
+
+_PROBE_DEADLINE_S = 2.0
+_FIRST_PAUSE_S = 0.01
+_LONGEST_PAUSE_S = 0.25
+_ACCEPTED = b"Accepted client connection"
+
+
+class RpcServer:
+    """Owns the child process. ``apply`` and ``remove`` are the only ways to change it."""
+
+    def __init__(
+        self, engine: EngineFacts | None, folder: Path, inherited: Mapping[str, str]
+    ) -> None:
+        self._engine = engine
+        self._logs = folder / "logs"
+        self._ledger = process.ChildLedger(folder / "children.json")
+        self._environment = environment.for_engine(inherited, {"GGML_NO_BACKTRACE": "1"})
+        self._status = RpcServerStatus(WorkerState.STOPPED)
+        self._child: process.Child | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._starts = 0
+        self._waiters: list[asyncio.Future[None]] = []
+        self.changed = asyncio.Event()
+        """Set on every change of state; whoever waits on it clears it."""
+
+    def sweep(self) -> None:
+        """End a child that an earlier, killed agent left behind."""
+        for record in self._ledger.sweep():
+            log.warning("rpc_server.orphan_killed", extra={"pid": record.pid})
+
+    def status(self) -> RpcServerStatus:
+        """State as of now, with the child's memory, processor time and accepted clients."""
+        child = self._child
+        if child is None or child.exit_status is not None:
+            return self._status
+        return replace(
+            self._status,
+            resident_bytes=facts.resident_bytes(child.pid),
+            cpu_s=facts.cpu_seconds(child.pid),
+            clients_accepted=_count_accepted(child.log_path),
+        )
+
+    def log_path(self) -> Path | None:
+        """Log of the present or the last rpc-server."""
+        return self._child.log_path if self._child else None
+
+    async def apply(self, spec: RpcServerSpec) -> RpcServerStatus:
+        """Make ``spec`` true. The same generation again changes nothing; a higher one replaces.
+
+        Raises:
+            StaleGeneration: ``spec`` is older than what runs.
+            EngineMissing, EngineWithoutRpc, EngineUnusable: No program to start.
+            PortInUse, NoFreePort, PublicAddressRefused: It could not listen there.
+            FolderNotWritable: No log could be written.
+        """
+        async with self._one_at_a_time:
+            if spec.generation < self._status.generation:
+                raise StaleGeneration(
+                    f"generation {spec.generation} is older than {self._status.generation}"
+                )
+            is_up = self._status.state in (WorkerState.STARTING, WorkerState.READY)
+            if spec.generation == self._status.generation and is_up:
+                return self.status()
+            await self._end()
+            await self._start(spec)
+            return self.status()
+
+    async def remove(self, generation: int) -> RpcServerStatus:
+        """Stop the rpc-server, unless it belongs to a newer generation."""
+        async with self._one_at_a_time:
+            if generation < self._status.generation:
+                raise StaleGeneration(
+                    f"generation {generation} is older than {self._status.generation}"
+                )
+            await self._end()
+            self._become(RpcServerStatus(WorkerState.STOPPED, generation=generation))
+            return self.status()
+
+    async def wait_while_starting(self, timeout_s: float) -> RpcServerStatus:
+        """Status once it is no longer starting, or after ``timeout_s`` seconds."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self._status.state is WorkerState.STARTING:
+            watcher = self._changed_once()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await watcher
+            except TimeoutError:
+                break
+        return self.status()
+
+    async def close(self) -> None:
+        """Stop everything, whatever its generation."""
+        async with self._one_at_a_time:
+            await self._end()
+            self._become(replace(self._status, state=WorkerState.STOPPED, pid=None))
+
+    # -- the child -------------------------------------------------------------------------
+
+    async def _start(self, spec: RpcServerSpec) -> None:
+        program = self._program()
+        ports.refuse_public(spec.host)
+        port = spec.port or ports.free_port(spec.host)
+        if not ports.is_free(spec.host, port):
+            raise PortInUse(
+                f"{spec.host}:{port} is in use or not an address of this device; "
+                "stop the other program, or let the agent choose a port"
+            )
+        threads = spec.threads or facts.default_threads()
+        argv = [program, "-H", spec.host, "-p", str(port), "-t", str(threads)]
+        if spec.devices:
+            argv += ["-d", ",".join(spec.devices)]
+        self._starts += 1
+        log_path = self._logs / f"rpc-server-{spec.generation}.{self._starts}.log"
+        child = await process.spawn(
+            "rpc-server", argv, log_path=log_path, environment=self._environment
+        )
+        self._ledger.add(child)
+        self._child = child
+        self._become(
+            RpcServerStatus(
+                WorkerState.STARTING,
+                generation=spec.generation,
+                host=spec.host,
+                port=port,
+                pid=child.pid,
+                argv=argv,
+                environment=environment.relevant(self._environment),
+            )
+        )
+        self._watcher = asyncio.create_task(
+            self._watch(child, spec.host, port, spec.ready_deadline_s)
+        )
+
+    def _program(self) -> str:
+        engine = self._engine
+        if engine is None:
+            raise EngineMissing(
+                "no llama.cpp programs on this device; install a build with RPC, "
+                "or set LLAMA_CPP_BIN to its folder"
+            )
+        if not engine.rpc_server or engine.problem_code == EngineWithoutRpc.code:
+            raise EngineWithoutRpc(engine.problem or f"{engine.folder} holds no ggml-rpc-server")
+        return engine.rpc_server
+
+    async def _watch(self, child: process.Child, host: str, port: int, deadline_s: float) -> None:
+        """Prove the fresh child ready, then wait for its end. Any end is a failure."""
+        probing = asyncio.create_task(_probe_until_answer(host, port))
+        exiting = asyncio.create_task(child.wait())
+        try:
+            await asyncio.wait(
+                {probing, exiting}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            # The exit is looked at first: an answer could come from a stranger on that port.
+            if child.exit_status is None and not probing.done():
+                self._fail(
+                    RpcServerSilent.code,
+                    f"rpc-server (pid {child.pid}) did not answer HELLO on {host}:{port} "
+                    f"within {deadline_s:g} s; see its log",
+                )
+                await child.stop(grace_s=GRACE_S)
+            elif child.exit_status is None:
+                self._judge(probing.result(), host, port)
+            await exiting
+            if self._status.state is not WorkerState.FAILED:
+                self._fail(RpcServerExited.code, _exit_text(child), child.exit_status)
+        finally:
+            probing.cancel()
+            exiting.cancel()
+            await asyncio.gather(probing, exiting, return_exceptions=True)
+
+    def _judge(self, result: ProbeResult, host: str, port: int) -> None:
+        if result.outcome is Outcome.READY:
+            self._become(
+                replace(
+                    self._status, state=WorkerState.READY, rpc_protocol=str(result.triple or "")
+                )
+            )
+        else:
+            self._fail(RpcServerSilent.code, f"{host}:{port}: {result.detail}")
+
+    def _fail(self, code: str, detail: str, exit_status: int | None = None) -> None:
+        self._become(
+            replace(
+                self._status,
+                state=WorkerState.FAILED,
+                error_code=code,
+                detail=detail,
+                exit_status=exit_status,
+            )
+        )
+
+    async def _end(self) -> None:
+        """Cancel and await the watcher first, so that no late result of it can arrive."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+            self._watcher = None
+        if self._child is not None:
+            await self._child.stop(grace_s=GRACE_S)
+            self._ledger.remove(self._child.pid)
+
+    def _become(self, status: RpcServerStatus) -> None:
+        if status.state is not self._status.state:
+            log.info(
+                "rpc_server.state_changed",
+                extra={
+                    "from": str(self._status.state),
+                    "to": str(status.state),
+                    "launch": str(status.generation or ""),
+                    "pid": status.pid,
+                    "reason": status.detail,
+                },
+            )
+        self._status = status
+        self.changed.set()
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _changed_once(self) -> asyncio.Future[None]:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters = [*self._waiters, waiter]
+        return waiter
+
+
+async def _probe_until_answer(host: str, port: int) -> ProbeResult:
+    """Probe our own fresh server until it answers; the caller sets the deadline."""
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        result = await probe(host, port, deadline_s=_PROBE_DEADLINE_S)
+        if result.outcome not in (Outcome.REFUSED, Outcome.BUSY, Outcome.UNREACHABLE):
+            return result
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+
+
+def _exit_text(child: process.Child) -> str:
+    last = next((line for line in reversed(process.tail(child.log_path)) if line.strip()), "")
+    said = f"; its last line was: {last.strip()}" if last else "; it printed nothing"
+    return f"rpc-server (pid {child.pid}) {process.describe_exit(child.exit_status)}{said}"
+
+
+def _count_accepted(path: Path) -> int:
+    """Clients that the server accepted so far; its log says so, and nothing else does."""
+    try:
+        return path.read_bytes().count(_ACCEPTED)
+    except OSError:
+        return 0

@@ -11,13 +11,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from agents import errors, tls
+from agents import errors, logfile, tls
 from agents.contract import SUPERVISOR_NAME, DeviceFacts, RpcServerSpec, read
 from agents.rpc_server import RpcServer
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_WAIT_S = 30.0
-LOG_CHUNK_BYTES = 256 * 1024
 
 _STATUS = {
     errors.StaleGeneration.code: 409,
@@ -109,17 +108,8 @@ def _number(request: Request, name: str, default: float) -> float:
 
 
 def _read_log(rpc_server: RpcServer, offset: int) -> dict[str, Any]:
-    """Log text from ``offset`` (negative: the end of it) and the offset to go on from."""
     path = rpc_server.log_path()
-    if path is None or not path.exists():
+    if path is None:
         return {"file": "", "offset": 0, "text": ""}
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        start = max(size - LOG_CHUNK_BYTES, 0) if offset < 0 else min(offset, size)
-        file.seek(start)
-        text = file.read(LOG_CHUNK_BYTES)
-    return {
-        "file": path.name,
-        "offset": start + len(text),
-        "text": text.decode(errors="replace"),
-    }
+    text, end = logfile.read_from(path, offset)
+    return {"file": path.name, "offset": end, "text": text}

@@ -4,23 +4,27 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-import uvicorn
 
-from agents import __version__, engine, facts, log, ports, tls
+from agents import __version__, engine, facts, log, ports, web
 from agents.api import create_app
-from agents.contract import AGENT_PORT, EngineFacts, GgmlDevice, Heartbeat
+from agents.contract import AGENT_PORT, DeviceFacts, EngineFacts, GgmlDevice, Heartbeat
 from agents.errors import FolderNotWritable, PortInUse, ProjectError
 from agents.join import Identity, JoinCode, MainHost, keep_alive
 from agents.rpc_server import RpcServer
 
 logger = logging.getLogger(__name__)
+
+CODE_VARIABLE = "SUPERVISOR_JOIN_CODE"
+"""Where ``join -`` reads the join code."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -35,6 +39,7 @@ class Options:
     host: str | None
     port: int | None
     name: str | None
+    threads: int | None
 
 
 def default_folder() -> Path:
@@ -43,12 +48,13 @@ def default_folder() -> Path:
 
 
 def add_join_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("code", help="join code, as printed by 'supervisor up' on the main host")
+    parser.add_argument("code", help="join code, as printed by 'supervisor up'; - reads SUPERVISOR_JOIN_CODE")
     parser.add_argument("--data", type=Path, default=default_folder(), help="data folder")
     parser.add_argument("--engine", type=Path, help="folder of the llama.cpp programs")
     parser.add_argument("--host", help="address to listen on (default: the one facing the main host)")
     parser.add_argument("--port", type=int, help=f"REST port (default: {AGENT_PORT}, or a free one)")
     parser.add_argument("--name", help="name of this device (default: host name or phone model)")
+    parser.add_argument("--threads", type=int, help="threads of the rpc-server (default: all cores)")
     parser.add_argument("--json-logs", action="store_true", help="one JSON object per log line")
 
 
@@ -61,19 +67,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     log.configure("agent", json_lines=parsed.json_logs)
     try:
-        options = Options(
-            JoinCode.parse(parsed.code),
-            parsed.data,
-            parsed.engine,
-            parsed.host,
-            parsed.port,
-            parsed.name,
-        )
-        asyncio.run(run(options))
+        asyncio.run(run(options_from(parsed)))
     except ProjectError as exc:
         print(f"error: {exc}", file=sys.stderr)  # noqa: T201 - this is the command line
         return 1
     return 0
+
+
+def options_from(parsed: argparse.Namespace) -> Options:
+    """Options of a parsed command line.
+
+    Raises:
+        BadJoinCode: The code cannot be read.
+    """
+    # "-" keeps the token out of the process list, where every user of a host can see it.
+    text = os.environ.get(CODE_VARIABLE, "") if parsed.code == "-" else parsed.code
+    return Options(
+        code=JoinCode.parse(text),
+        folder=parsed.data,
+        engine=parsed.engine,
+        host=parsed.host,
+        port=parsed.port,
+        name=parsed.name,
+        threads=parsed.threads,
+    )
 
 
 async def run(options: Options) -> None:
@@ -88,7 +105,7 @@ async def run(options: Options) -> None:
     name = options.name or facts.device_name()
     identity = Identity(options.folder / "identity")
     main_host = MainHost(options.code, identity)
-    server = RpcServer(chosen, options.folder, engine.inherited())
+    server = RpcServer(chosen, options.folder, engine.inherited(), options.threads)
     server.sweep()
     try:
         await main_host.join(agent_id, name)
@@ -112,26 +129,19 @@ async def _serve(
     reader = facts.FactsReader(agent_id, name, chosen)
     devices = await _devices(chosen)
 
-    async def read_facts():  # type: ignore[no-untyped-def]
+    async def read_facts() -> DeviceFacts:
         return await reader.read(devices)
 
     async def compose() -> Heartbeat:
         port = listener.getsockname()[1]
         return Heartbeat(await read_facts(), server.status(), port, options.host or "")
 
-    web = _Web(
-        uvicorn.Config(
-            create_app(server, read_facts),
-            http=tls.PeerProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            ssl_certfile=identity.certificate,
-            ssl_keyfile=identity.key,
-            ssl_ca_certs=str(identity.authority),
-            ssl_cert_reqs=2,  # ssl.CERT_REQUIRED
-            timeout_graceful_shutdown=2,
-        )
+    server_web = web.mutual_tls(
+        create_app(server, read_facts),
+        certificate=identity.certificate,
+        key=identity.key,
+        authority=identity.authority,
+        need_client=True,
     )
     logger.info(
         "agent.started",
@@ -142,7 +152,7 @@ async def _serve(
             "engine": chosen.folder if chosen else "none",
         },
     )
-    serving = asyncio.create_task(web.serve(sockets=[listener]))
+    serving = asyncio.create_task(server_web.serve(sockets=[listener]))
     beating = asyncio.create_task(keep_alive(main_host, compose, server.changed))
     stopping = asyncio.create_task(_stop_signal())
     tasks = {serving, beating, stopping}
@@ -151,21 +161,13 @@ async def _serve(
         for task in done:
             task.result()
     finally:
-        web.should_exit = True
+        server_web.should_exit = True
         beating.cancel()
         stopping.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):
                 await asyncio.gather(*tasks, return_exceptions=True)
         logger.info("agent.stopped")
-
-
-class _Web(uvicorn.Server):
-    """uvicorn without its own signal handlers: ours also end the rpc-server."""
-
-    @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        yield
 
 
 async def _stop_signal() -> None:
@@ -209,7 +211,7 @@ async def _devices(chosen: EngineFacts | None) -> list[GgmlDevice]:
     return await engine.ggml_devices(chosen, engine.inherited())
 
 
-def _listen(address: str, port: int | None):  # type: ignore[no-untyped-def]
+def _listen(address: str, port: int | None) -> socket.socket:
     """A port that was asked for must be free; the usual one may be taken by another agent."""
     if port is not None:
         return ports.listen(address, port, "the agent's REST API")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from agents import environment, ports, process
+from agents import environment, logfile, ports, process
 from agents.contract import EngineFacts, GgmlDevice
 from agents.errors import AgentError, EngineMissing, EngineUnusable
 from agents.rpc_protocol import Outcome, Triple, probe
@@ -152,7 +152,8 @@ async def measure_protocol(engine: EngineFacts, environ: Mapping[str, str]) -> T
     Raises:
         EngineUnusable: It did not answer.
     """
-    port = ports.free_port("127.0.0.1")
+    reservation = ports.reserve("127.0.0.1")
+    port = reservation.port
     argv = [engine.rpc_server, "-H", "127.0.0.1", "-p", str(port), "-t", "1"]
     with tempfile.TemporaryDirectory(prefix="rpc-hello-") as folder:
         log_path = Path(folder) / "rpc-server-0.log"
@@ -162,8 +163,9 @@ async def measure_protocol(engine: EngineFacts, environ: Mapping[str, str]) -> T
             result = await _hello(child, port)
         finally:
             await child.stop(grace_s=2)
+            reservation.release()
         if result is None:
-            last = (process.tail(log_path, 1) or ["no output"])[0]
+            last = (logfile.tail(log_path, 1) or ["no output"])[0]
             raise EngineUnusable(f"{engine.rpc_server} does not answer HELLO: {last}")
         return result
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -221,7 +222,9 @@ def _detail(response: httpx.Response) -> str:
         return f"HTTP {response.status_code}"
 
 
-async def keep_alive(main_host: MainHost, compose, changed: asyncio.Event) -> None:  # type: ignore[no-untyped-def]
+async def keep_alive(
+    main_host: MainHost, compose: Callable[[], Awaitable[Heartbeat]], changed: asyncio.Event
+) -> None:
     """Send heartbeats for ever: when due, and at once when ``changed`` is set.
 
     Raises:

@@ -1,8 +1,12 @@
 """Listening ports and the addresses of this host."""
 
 import contextlib
+import fcntl
 import ipaddress
+import os
 import socket
+import tempfile
+from pathlib import Path
 
 from agents.contract import RPC_PORTS
 from agents.errors import NoFreePort, PortInUse, PublicAddressRefused
@@ -19,16 +23,56 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
-def free_port(host: str) -> int:
-    """A port of ours that is free now.
+class Reservation:
+    """A port that no other program of ours on this host will choose while we hold it.
+
+    Engines take a port number, not a socket, so between choosing a port and listening on it
+    another agent or supervisor could choose the same one. A locked file prevents that.
+    """
+
+    def __init__(self, port: int, lock: int) -> None:
+        self.port = port
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let others choose the port again."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def reserve(host: str, wanted: int = 0) -> Reservation:
+    """Reserve ``wanted``, or any free port of our range.
 
     Raises:
-        NoFreePort: All are taken.
+        PortInUse: ``wanted`` is taken, or ``host`` is no address of this host.
+        NoFreePort: All ports of the range are taken.
     """
-    for port in RPC_PORTS:
+    for port in [wanted] if wanted else RPC_PORTS:
+        lock = _try_lock(port)
+        if lock is None:
+            continue
         if is_free(host, port):
-            return port
+            return Reservation(port, lock)
+        os.close(lock)
+    if wanted:
+        raise PortInUse(
+            f"{host}:{wanted} is in use or not an address of this device; "
+            "stop the other program, or let us choose a port"
+        )
     raise NoFreePort(f"ports {RPC_PORTS[0]}-{RPC_PORTS[-1]} on {host} are all in use; free one")
+
+
+def _try_lock(port: int) -> int | None:
+    user = os.getuid()
+    path = Path(tempfile.gettempdir()) / f"llama-rpc-supervisor-{user}-port-{port}.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def listen(host: str, port: int, purpose: str) -> socket.socket:

@@ -14,10 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from agents import logfile
 from agents.errors import EngineMissing, EngineUnusable, FolderNotWritable
-
-KEPT_LOGS = 20
-"""Log files kept per child name; every start has a file of its own."""
 
 # Runs as `python -c`, becomes the program by exec, so it costs no process. It asks Linux to signal
 # the child when its parent dies, which covers kill -9 of the parent. preexec_fn could do the same
@@ -138,30 +136,12 @@ def describe_exit(status: int | None) -> str:
 def _open_log(path: Path) -> BinaryIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        prune_logs(path.parent, path.name.rsplit("-", 1)[0])
+        logfile.prune(path.parent, path.name.rsplit("-", 1)[0])
         return path.open("ab")
     except OSError as exc:
         raise FolderNotWritable(
             f"cannot write the log {path}: {exc.strerror}; free space or choose another folder"
         ) from exc
-
-
-def prune_logs(folder: Path, stem: str, keep: int = KEPT_LOGS) -> None:
-    """Delete the oldest logs named ``stem-*.log`` beyond ``keep``."""
-    logs = sorted(folder.glob(f"{stem}-*.log"), key=lambda path: path.stat().st_mtime)
-    for path in logs[: max(len(logs) - keep, 0)]:
-        path.unlink(missing_ok=True)
-
-
-def tail(path: Path, lines: int = 40, limit_bytes: int = 64 * 1024) -> list[str]:
-    """Last lines of a log; empty when there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(file.tell() - limit_bytes, 0))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
-    except OSError:
-        return []
 
 
 def start_mark(pid: int) -> str:

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from agents import environment, facts, ports, process
+from agents import environment, facts, logfile, ports, process
 from agents.contract import EngineFacts, RpcServerSpec, RpcServerStatus, WorkerState
 from agents.errors import (
     EngineMissing,
     EngineWithoutRpc,
-    PortInUse,
     RpcServerExited,
     RpcServerSilent,
     StaleGeneration,
@@ -33,9 +32,14 @@ class RpcServer:
     """Owns the child process. ``apply`` and ``remove`` are the only ways to change it."""
 
     def __init__(
-        self, engine: EngineFacts | None, folder: Path, inherited: Mapping[str, str]
+        self,
+        engine: EngineFacts | None,
+        folder: Path,
+        inherited: Mapping[str, str],
+        threads: int | None = None,
     ) -> None:
         self._engine = engine
+        self._threads = threads
         self._logs = folder / "logs"
         self._ledger = process.ChildLedger(folder / "children.json")
         self._environment = environment.for_engine(inherited, {"GGML_NO_BACKTRACE": "1"})
@@ -43,6 +47,7 @@ class RpcServer:
         self._child: process.Child | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
+        self._reservation: ports.Reservation | None = None
         self._starts = 0
         self._waiters: list[asyncio.Future[None]] = []
         self.changed = asyncio.Event()
@@ -124,13 +129,9 @@ class RpcServer:
     async def _start(self, spec: RpcServerSpec) -> None:
         program = self._program()
         ports.refuse_public(spec.host)
-        port = spec.port or ports.free_port(spec.host)
-        if not ports.is_free(spec.host, port):
-            raise PortInUse(
-                f"{spec.host}:{port} is in use or not an address of this device; "
-                "stop the other program, or let the agent choose a port"
-            )
-        threads = spec.threads or facts.default_threads()
+        self._reservation = ports.reserve(spec.host, spec.port)
+        port = self._reservation.port
+        threads = spec.threads or self._threads or facts.default_threads()
         argv = [program, "-H", spec.host, "-p", str(port), "-t", str(threads)]
         if spec.devices:
             argv += ["-d", ",".join(spec.devices)]
@@ -223,6 +224,9 @@ class RpcServer:
         if self._child is not None:
             await self._child.stop(grace_s=GRACE_S)
             self._ledger.remove(self._child.pid)
+        if self._reservation is not None:
+            self._reservation.release()
+            self._reservation = None
 
     def _become(self, status: RpcServerStatus) -> None:
         if status.state is not self._status.state:
@@ -261,7 +265,7 @@ async def _probe_until_answer(host: str, port: int) -> ProbeResult:
 
 
 def _exit_text(child: process.Child) -> str:
-    last = next((line for line in reversed(process.tail(child.log_path)) if line.strip()), "")
+    last = next((line for line in reversed(logfile.tail(child.log_path)) if line.strip()), "")
     said = f"; its last line was: {last.strip()}" if last else "; it printed nothing"
     return f"rpc-server (pid {child.pid}) {process.describe_exit(child.exit_status)}{said}"
 

@@ -1,0 +1,1 @@
+"""Each module touches one outside thing and translates its errors."""

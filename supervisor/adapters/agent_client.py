@@ -1,0 +1,108 @@
+"""HTTP client of one agent, over mutual TLS."""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+from agents import tls
+from agents.contract import DeviceFacts, RpcServerSpec, RpcServerStatus
+from supervisor.errors import AgentRefused, AgentUnreachable
+
+_FACTS = TypeAdapter(DeviceFacts)
+_STATUS = TypeAdapter(RpcServerStatus)
+
+_CONNECT_S = 3.0
+_ANSWER_S = 10.0
+_TRIES = 3
+
+
+class AgentClient:
+    """Calls one agent. Every call is repeated on transport errors, which all of them bear."""
+
+    def __init__(
+        self, agent_id: str, name: str, address: str, port: int, context: ssl.SSLContext
+    ) -> None:
+        self.name = name
+        self.endpoint = f"{address}:{port}"
+        self._sni = {"sni_hostname": tls.agent_name(agent_id)}
+        host = f"[{address}]" if ":" in address else address
+        self._http = httpx.AsyncClient(
+            base_url=f"https://{host}:{port}",
+            verify=context,
+            timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def facts(self) -> DeviceFacts:
+        return self._read(_FACTS, await self._call("GET", "/facts"))
+
+    async def start_rpc_server(self, spec: RpcServerSpec) -> RpcServerStatus:
+        return self._read(_STATUS, await self._call("PUT", "/rpc-server", json=asdict(spec)))
+
+    async def rpc_server(self, *, wait_s: float = 0.0) -> RpcServerStatus:
+        answer = await self._call(
+            "GET", "/rpc-server", params={"wait_s": wait_s}, timeout=_ANSWER_S + wait_s
+        )
+        return self._read(_STATUS, answer)
+
+    async def stop_rpc_server(self, generation: int) -> RpcServerStatus:
+        answer = await self._call("DELETE", "/rpc-server", params={"generation": generation})
+        return self._read(_STATUS, answer)
+
+    async def log(self, offset: int) -> Mapping[str, object]:
+        answer: Mapping[str, object] = await self._call(
+            "GET", "/rpc-server/log", params={"offset": offset}
+        )
+        return answer
+
+    async def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(httpx.TransportError),
+                stop=stop_after_attempt(_TRIES),
+                wait=wait_random_exponential(0.1, max=1),
+                reraise=True,
+            ):
+                with attempt:
+                    response = await self._http.request(
+                        method, path, extensions=self._sni, **arguments
+                    )
+        except httpx.TransportError as exc:
+            raise AgentUnreachable(
+                f"the agent of {self.name} does not answer at {self.endpoint} "
+                f"({exc or type(exc).__name__}); check that it runs and its network"
+            ) from exc
+        if response.status_code >= 400:  # noqa: PLR2004 - HTTP
+            raise self._refusal(response)
+        return response.json()
+
+    def _refusal(self, response: httpx.Response) -> AgentRefused:
+        try:
+            body = response.json()
+            code, detail = str(body["code"]), str(body["detail"])
+        except (ValueError, KeyError, TypeError):
+            code, detail = "error", f"HTTP {response.status_code}"
+        return AgentRefused(f"{self.name}: {detail}", code)
+
+    def _read(self, adapter: TypeAdapter[Any], answer: Any) -> Any:
+        try:
+            return adapter.validate_python(answer)
+        except ValidationError as exc:
+            raise AgentRefused(
+                f"the agent of {self.name} sent what we cannot read ({exc.errors()[0]['msg']}); "
+                "update it",
+                "bad_message",
+            ) from exc

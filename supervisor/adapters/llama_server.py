@@ -1,0 +1,78 @@
+"""The llama-server process and its HTTP interface."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from agents import process
+from supervisor.errors import EngineNotReady
+from supervisor.ports import Answer, Health
+
+
+async def start(
+    argv: Sequence[str], environment: Mapping[str, str], log_path: Path
+) -> process.Child:
+    """Start llama-server; it dies with us, whatever kills us (on Linux)."""
+    return await process.spawn("llama-server", argv, log_path=log_path, environment=environment)
+
+
+class LlamaServerClient:
+    """Asks one llama-server. Health never raises; the first completion does."""
+
+    def __init__(self, port: int) -> None:
+        self.base_url = f"http://127.0.0.1:{port}"
+        self._http = httpx.AsyncClient(base_url=self.base_url, trust_env=False)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def health(self, timeout_s: float) -> Health:
+        """``GET /health``: 200 is ready, 503 is still loading."""
+        try:
+            response = await self._http.get("/health", timeout=timeout_s)
+        except httpx.TransportError:
+            return Health.DOWN
+        if response.status_code == httpx.codes.OK:
+            return Health.READY
+        return Health.LOADING
+
+    async def first_completion(self, timeout_s: float) -> Answer:
+        """One token, which proves what ``/health`` cannot: that every worker computes.
+
+        Raises:
+            EngineNotReady: No answer in time, an error, or no token.
+        """
+        request = {"prompt": "Hello", "n_predict": 1, "temperature": 0, "cache_prompt": False}
+        started_s = time.monotonic()
+        try:
+            response = await self._http.post("/completion", json=request, timeout=timeout_s)
+            body: Any = response.json()
+        except (httpx.TransportError, ValueError) as exc:
+            raise EngineNotReady(
+                f"the first completion failed after {time.monotonic() - started_s:.1f} s "
+                f"({exc or type(exc).__name__}); see the log of llama-server"
+            ) from exc
+        if response.status_code != httpx.codes.OK:
+            text = body.get("error", {}).get("message", "") if isinstance(body, dict) else ""
+            raise EngineNotReady(
+                f"the first completion got HTTP {response.status_code}: {text}; see the log"
+            )
+        timings = body.get("timings", {})
+        tokens = int(timings.get("predicted_n") or body.get("tokens_predicted") or 0)
+        if tokens < 1:
+            raise EngineNotReady("the first completion returned no token; see the log")
+        return Answer(tokens, timings.get("predicted_per_second"))
+
+    async def tokens_per_second(self) -> float | None:
+        """Average generation speed of the latest requests, from ``/metrics``; ``None`` if unknown."""
+        try:
+            response = await self._http.get("/metrics", timeout=2.0)
+        except httpx.TransportError:
+            return None
+        for line in response.text.splitlines():
+            if line.startswith("llamacpp:predicted_tokens_seconds "):
+                return float(line.split()[1])
+        return None

@@ -1,0 +1,194 @@
+"""SQLite: what must survive a crash. One connection, used by one writer at a time."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from supervisor.core.entities import (
+    AgentId,
+    Deployment,
+    DeploymentId,
+    LaunchId,
+    LaunchRecord,
+)
+from supervisor.errors import LaunchUnknown, StoreUnusable
+
+# Each entry brings the schema from its index to the next version; never edit one that was released.
+MIGRATIONS = (
+    """
+    CREATE TABLE agents (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, serial TEXT NOT NULL,
+        joined_at TEXT NOT NULL, address TEXT NOT NULL DEFAULT '', rest_port INTEGER NOT NULL
+        DEFAULT 0);
+    CREATE TABLE join_tokens (
+        hash TEXT PRIMARY KEY, expires_at REAL NOT NULL, uses_left INTEGER);
+    CREATE TABLE deployments (id TEXT PRIMARY KEY, body TEXT NOT NULL);
+    CREATE TABLE launches (id INTEGER PRIMARY KEY, deployment TEXT NOT NULL, body TEXT NOT NULL);
+    CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY, at TEXT NOT NULL, deployment TEXT NOT NULL,
+        name TEXT NOT NULL, body TEXT NOT NULL);
+    """,
+)
+
+
+class Store:
+    """Deployments, launches, devices and events. Methods are short and may be called anywhere."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the database.
+
+        Raises:
+            StoreUnusable: No write permission, a full disk, a foreign file or a newer version.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        with self._translated():
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            # FULL makes every commit reach the disk: a launch record must be there before the
+            # process it describes.
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._migrate()
+
+    def close(self) -> None:
+        """Close the connection; everything was committed already."""
+        with self._lock:
+            self._db.close()
+
+    # -- deployments -------------------------------------------------------------------------
+
+    def save_deployment(self, deployment: Deployment) -> None:
+        self._write(
+            "INSERT OR REPLACE INTO deployments VALUES (?, ?)",
+            (deployment.id, deployment.model_dump_json()),
+        )
+
+    def delete_deployment(self, deployment: DeploymentId) -> None:
+        self._write("DELETE FROM deployments WHERE id = ?", (deployment,))
+
+    def deployments(self) -> list[Deployment]:
+        rows = self._read("SELECT body FROM deployments ORDER BY id")
+        return [Deployment.model_validate_json(body) for (body,) in rows]
+
+    # -- launches ----------------------------------------------------------------------------
+
+    def next_launch_id(self) -> LaunchId:
+        """A number that was never given before, even to a launch that left no record."""
+        with self._translated(), self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("INSERT OR IGNORE INTO counters VALUES ('launch', 0)")
+            self._db.execute("UPDATE counters SET value = value + 1 WHERE name = 'launch'")
+            row = self._db.execute("SELECT value FROM counters WHERE name = 'launch'").fetchone()
+        return LaunchId(int(row[0]))
+
+    def save_launch(self, record: LaunchRecord) -> None:
+        self._write(
+            "INSERT OR REPLACE INTO launches VALUES (?, ?, ?)",
+            (record.id, record.deployment, record.model_dump_json()),
+        )
+
+    def launches(self, limit: int = 100) -> list[LaunchRecord]:
+        """Newest first."""
+        rows = self._read("SELECT body FROM launches ORDER BY id DESC LIMIT ?", (limit,))
+        return [LaunchRecord.model_validate_json(body) for (body,) in rows]
+
+    def launch(self, launch_id: LaunchId) -> LaunchRecord:
+        """One record.
+
+        Raises:
+            LaunchUnknown: There is none with that number.
+        """
+        rows = self._read("SELECT body FROM launches WHERE id = ?", (launch_id,))
+        if not rows:
+            raise LaunchUnknown(f"launch {launch_id} was never recorded; see 'supervisor launches'")
+        return LaunchRecord.model_validate_json(rows[0][0])
+
+    # -- devices -----------------------------------------------------------------------------
+
+    def save_agent(self, agent_id: AgentId, name: str, serial: str, joined_at: str) -> None:
+        self._write(
+            "INSERT OR REPLACE INTO agents (id, name, serial, joined_at) VALUES (?, ?, ?, ?)",
+            (agent_id, name, serial, joined_at),
+        )
+
+    def save_agent_address(self, agent_id: AgentId, address: str, rest_port: int) -> None:
+        self._write(
+            "UPDATE agents SET address = ?, rest_port = ? WHERE id = ?",
+            (address, rest_port, agent_id),
+        )
+
+    def delete_agent(self, agent_id: AgentId) -> None:
+        self._write("DELETE FROM agents WHERE id = ?", (agent_id,))
+
+    def agents(self) -> list[tuple[AgentId, str, str, str, int]]:
+        """Id, name, certificate serial, last address and REST port of every joined device."""
+        return self._read("SELECT id, name, serial, address, rest_port FROM agents ORDER BY name")
+
+    # -- join tokens -------------------------------------------------------------------------
+
+    def save_token(self, token_hash: str, expires_at_s: float, uses: int | None) -> None:
+        self._write(
+            "INSERT OR REPLACE INTO join_tokens VALUES (?, ?, ?)", (token_hash, expires_at_s, uses)
+        )
+
+    def spend_token(self, token_hash: str, now_s: float) -> str:
+        """Use a token once; returns ``ok``, ``expired``, ``used`` or ``unknown``."""
+        with self._translated(), self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            row = self._db.execute(
+                "SELECT expires_at, uses_left FROM join_tokens WHERE hash = ?", (token_hash,)
+            ).fetchone()
+            if row is None:
+                return "unknown"
+            expires_at_s, uses_left = row
+            if expires_at_s <= now_s:
+                return "expired"
+            if uses_left is not None and uses_left <= 0:
+                return "used"
+            self._db.execute(
+                "UPDATE join_tokens SET uses_left = uses_left - 1 WHERE hash = ?", (token_hash,)
+            )
+        return "ok"
+
+    # -- events ------------------------------------------------------------------------------
+
+    def add_event(self, at: str, deployment: str, name: str, fields: dict[str, Any]) -> None:
+        self._write(
+            "INSERT INTO events (at, deployment, name, body) VALUES (?, ?, ?, ?)",
+            (at, deployment, name, json.dumps(fields, default=str)),
+        )
+
+    # -- plumbing ----------------------------------------------------------------------------
+
+    def _migrate(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise StoreUnusable(
+                f"{self._path} was written by a newer version (schema {version}, ours is "
+                f"{len(MIGRATIONS)}); update this program"
+            )
+        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+            self._db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+
+    def _write(self, sql: str, values: tuple[object, ...]) -> None:
+        with self._translated(), self._lock:
+            self._db.execute(sql, values)
+
+    def _read(self, sql: str, values: tuple[object, ...] = ()) -> list[Any]:
+        with self._translated(), self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise StoreUnusable(
+                f"the database {self._path} cannot be used: {exc}; check free space, permissions, "
+                "and that it is ours"
+            ) from exc

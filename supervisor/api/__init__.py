@@ -1,0 +1,1 @@
+"""The HTTP edge: REST, events, OpenAI endpoint, join address."""

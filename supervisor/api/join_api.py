@@ -1,0 +1,86 @@
+"""The address for agents (TLS): join, heartbeats, and the agent program itself."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from agents import tls
+from agents.contract import Heartbeat, HeartbeatReply, JoinRequest
+from agents.errors import ProjectError
+from supervisor.api.problems import problem, status_of
+from supervisor.core.entities import AgentId
+from supervisor.errors import BadRequest, BadToken
+from supervisor.service.registry import Registry
+
+MAX_BODY_BYTES = 256 * 1024
+
+_HEARTBEAT = TypeAdapter(Heartbeat)
+_JOIN = TypeAdapter(JoinRequest)
+
+
+def create_join_app(
+    registry: Registry,
+    authority_pem: str,
+    files: Callable[[str], Path | None],
+    heartbeat_s: float,
+) -> Starlette:
+    """Routes for agents. ``files`` maps a download's name to its path."""
+
+    async def get_authority(_: Request) -> Response:
+        return PlainTextResponse(authority_pem, media_type="application/x-pem-file")
+
+    async def get_file(request: Request) -> Response:
+        path = await asyncio.to_thread(files, request.path_params["name"])
+        if path is None:
+            return problem(404, BadRequest.code, "no such file")
+        return FileResponse(path)
+
+    async def post_join(request: Request) -> Response:
+        reply = registry.join(await _read(_JOIN, request))
+        return JSONResponse(asdict(reply))
+
+    async def post_heartbeat(request: Request) -> Response:
+        agent_id = AgentId(request.scope.get(tls.PEER, "").removeprefix("agent-"))
+        if not registry.recognises(agent_id, request.scope.get(tls.SERIAL, "")):
+            return problem(
+                403,
+                BadToken.code,
+                "this device was removed or has joined anew elsewhere; join it again with a new code",
+            )
+        message = await _read(_HEARTBEAT, request)
+        peer = request.client.host if request.client else ""
+        await registry.heard(agent_id, message, peer)
+        return JSONResponse(asdict(HeartbeatReply(next_s=heartbeat_s)))
+
+    async def on_error(_: Request, exc: Exception) -> Response:
+        assert isinstance(exc, ProjectError)
+        return problem(status_of(exc), exc.code, str(exc))
+
+    routes = [
+        Route("/authority.pem", get_authority),
+        Route("/files/{name}", get_file),
+        Route("/join", post_join, methods=["POST"]),
+        Route("/heartbeat", post_heartbeat, methods=["POST"]),
+    ]
+    return Starlette(routes=routes, exception_handlers={ProjectError: on_error})
+
+
+async def _read(adapter: TypeAdapter[Any], request: Request) -> Any:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise BadRequest(f"body of more than {MAX_BODY_BYTES} bytes")
+    try:
+        return adapter.validate_python(json.loads(body))
+    except (ValueError, ValidationError) as exc:
+        raise BadRequest(f"cannot read the message: {exc}") from exc

@@ -1,0 +1,62 @@
+"""Errors as RFC 9457 answers: one table from class to status."""
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from agents.errors import AgentError, ProjectError
+from supervisor import errors
+
+# The first class that matches wins, so special cases come before their bases.
+_STATUS: tuple[tuple[type[ProjectError], int], ...] = (
+    (errors.KeyRequired, 401),
+    (errors.OriginRefused, 403),
+    (errors.BadToken, 403),
+    (errors.DeviceUnknown, 404),
+    (errors.DeploymentUnknown, 404),
+    (errors.LaunchUnknown, 404),
+    (errors.InputError, 422),
+    (errors.DeploymentNotReady, 503),
+    (errors.StoreUnusable, 507),
+    (errors.StateError, 409),
+    (errors.CapacityError, 409),
+    (errors.PeerError, 409),
+    (errors.EngineError, 409),
+    (AgentError, 409),
+    (ProjectError, 500),
+)
+
+
+def status_of(error: ProjectError) -> int:
+    """HTTP status for an error."""
+    return next(status for kind, status in _STATUS if isinstance(error, kind))
+
+
+def problem(status: int, code: str, detail: str) -> JSONResponse:
+    """One problem document."""
+    body = {"type": f"errors.md#{code}", "code": code, "status": status, "detail": detail}
+    return JSONResponse(body, status, media_type="application/problem+json")
+
+
+def _validation_text(exc: RequestValidationError) -> str:
+    first = exc.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    return f"{where}: {first['msg']}" if where else str(first["msg"])
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the API a problem document."""
+
+    @app.exception_handler(ProjectError)
+    async def on_project_error(_: Request, exc: ProjectError) -> Response:
+        code = exc.agent_code if isinstance(exc, errors.AgentRefused) else exc.code
+        return problem(status_of(exc), code, str(exc))
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(_: Request, exc: RequestValidationError) -> Response:
+        return problem(422, errors.BadRequest.code, _validation_text(exc))
+
+    @app.exception_handler(HTTPException)
+    async def on_http(_: Request, exc: HTTPException) -> Response:
+        return problem(exc.status_code, errors.BadRequest.code, str(exc.detail))

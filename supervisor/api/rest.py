@@ -1,0 +1,247 @@
+"""REST API: deployments, devices, launches, logs and events."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastapi import APIRouter, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import Field
+
+from agents.contract import EngineFacts
+from agents.join import JoinCode
+from agents.logfile import read_from
+from supervisor import __version__
+from supervisor.api.auth import COOKIE
+from supervisor.core.commands import shell_script
+from supervisor.core.entities import (
+    Deployment,
+    DeploymentSpec,
+    Device,
+    FrozenModel,
+    LaunchId,
+    LaunchRecord,
+    Plan,
+)
+from supervisor.errors import DeploymentUnknown, KeyRequired
+from supervisor.service.events import EventBus
+from supervisor.service.launcher import SET_BY_US, MainHost
+from supervisor.service.reconciler import Reconciler
+from supervisor.service.registry import Registry
+from supervisor.settings import Settings
+
+LLAMA_SERVER = "llama-server"
+
+
+class LaunchReader(Protocol):
+    """Reads launch records."""
+
+    def launches(self, limit: int = 100) -> list[LaunchRecord]: ...
+
+    def launch(self, launch_id: LaunchId) -> LaunchRecord: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes work with."""
+
+    settings: Settings
+    registry: Registry
+    reconciler: Reconciler
+    launches: LaunchReader
+    bus: EventBus
+    main_host: Callable[[], MainHost]
+    engines: Callable[[], list[EngineFacts]]
+    list_models: Callable[[], list[dict[str, object]]]
+    join_endpoints: tuple[str, ...]
+    fingerprint: str
+    server_pin: str
+    url: str
+    key: str
+
+    def join_command(self, code: JoinCode) -> str:
+        """The line for a device that has nothing of ours yet.
+
+        ``-k`` only skips the name check of the certificate; the pinned key is checked all the same.
+        """
+        return (
+            f"curl -fsSk --pinnedpubkey '{self.server_pin}' -o agent.pyz "
+            f"https://{self.join_endpoints[0]}/files/agent.pyz && python3 agent.pyz join {code}"
+        )
+
+
+class JoinCodeView(FrozenModel):
+    """A join code and the line that uses it."""
+
+    code: str
+    command: str
+    expires_at: str
+
+
+class LogChunk(FrozenModel):
+    """A piece of a log; ``offset`` is where to go on."""
+
+    process: str
+    file: str
+    offset: int
+    text: str
+
+
+class ShellCommand(FrozenModel):
+    """One command of a launch and the host to run it on."""
+
+    host: str
+    command: str
+
+
+class SessionRequest(FrozenModel):
+    """Sign-in of the dashboard."""
+
+    key: str = Field(max_length=512)
+
+
+class Snapshot(FrozenModel):
+    """Everything that the dashboard shows."""
+
+    version: str
+    main_host: str
+    url: str
+    time: str
+    engine: EngineFacts | None
+    devices: list[Device]
+    deployments: list[Deployment]
+
+
+def create_router(services: Services) -> APIRouter:  # noqa: PLR0915 - a list of small routes
+    """All routes under ``/api``."""
+    router = APIRouter(prefix="/api")
+    registry, reconciler = services.registry, services.reconciler
+
+    def snapshot() -> Snapshot:
+        host = services.main_host()
+        return Snapshot(
+            version=__version__,
+            main_host=host.name,
+            url=services.url,
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            engine=host.engine,
+            devices=registry.devices(),
+            deployments=reconciler.all(),
+        )
+
+    @router.post("/session", status_code=204)
+    async def sign_in(request: SessionRequest) -> Response:
+        if request.key != services.key:
+            raise KeyRequired("that is not the key; 'supervisor key' on the main host prints it")
+        response = Response(status_code=204)
+        response.set_cookie(COOKIE, services.key, httponly=True, samesite="strict")
+        return response
+
+    @router.get("/status")
+    async def status() -> Snapshot:
+        return snapshot()
+
+    @router.get("/events", response_class=EventSourceResponse)
+    async def events() -> AsyncIterator[ServerSentEvent]:
+        with services.bus.subscribe() as changes:
+            yield ServerSentEvent(event="snapshot", data=snapshot().model_dump(mode="json"))
+            async for change in changes:
+                yield ServerSentEvent(event=change.name, data=change.body)
+
+    @router.get("/devices")
+    async def devices() -> list[Device]:
+        return registry.devices()
+
+    @router.delete("/devices/{device}", status_code=204)
+    async def remove_device(device: str) -> Response:
+        await registry.remove(registry.find(device).id)
+        return Response(status_code=204)
+
+    @router.get("/join-code")
+    async def join_code(*, once: bool = False, hours: float | None = None) -> JoinCodeView:
+        hours = services.settings.join_hours if hours is None else hours
+        token, expires_at = registry.new_token(hours=hours, once=once)
+        code = JoinCode(services.join_endpoints, token, services.fingerprint)
+        command = services.join_command(code)
+        return JoinCodeView(code=str(code), command=command, expires_at=expires_at.isoformat())
+
+    @router.get("/models")
+    async def models() -> list[dict[str, object]]:
+        return await asyncio.to_thread(services.list_models)
+
+    @router.get("/engines")
+    async def engines() -> list[dict[str, Any]]:
+        return [asdict(engine) for engine in services.engines()]
+
+    @router.post("/plan")
+    async def plan(spec: DeploymentSpec) -> Plan:
+        return await reconciler.planner.plan(spec)
+
+    @router.get("/deployments")
+    async def deployments() -> list[Deployment]:
+        return reconciler.all()
+
+    @router.post("/deployments", status_code=201)
+    async def launch(spec: DeploymentSpec) -> Deployment:
+        return await reconciler.create(spec)
+
+    @router.get("/deployments/{name}")
+    async def deployment(name: str) -> Deployment:
+        return reconciler.get(name)
+
+    @router.delete("/deployments/{name}", status_code=204)
+    async def remove_deployment(name: str) -> Response:
+        await reconciler.remove(name)
+        return Response(status_code=204)
+
+    @router.post("/deployments/{name}/stop")
+    async def stop(name: str) -> Deployment:
+        return await reconciler.stop(name)
+
+    @router.post("/deployments/{name}/start")
+    async def start(name: str) -> Deployment:
+        return await reconciler.start(name)
+
+    @router.get("/deployments/{name}/logs")
+    async def logs(name: str, process: str = LLAMA_SERVER, offset: int = -1) -> LogChunk:
+        return await _log(services, name, process, offset)
+
+    @router.get("/launches")
+    async def launches(limit: int = 100) -> list[LaunchRecord]:
+        return await asyncio.to_thread(services.launches.launches, min(limit, 1000))
+
+    @router.get("/launches/{launch_id}")
+    async def launch_record(launch_id: int) -> LaunchRecord:
+        return await asyncio.to_thread(services.launches.launch, LaunchId(launch_id))
+
+    @router.get("/launches/{launch_id}/shell")
+    async def shell(launch_id: int) -> dict[str, list[ShellCommand]]:
+        record = await asyncio.to_thread(services.launches.launch, LaunchId(launch_id))
+        commands = shell_script(record, SET_BY_US)
+        return {"commands": [ShellCommand(host=host, command=line) for host, line in commands]}
+
+    @router.get("/time")
+    async def now() -> dict[str, float]:
+        return {"unix_s": time.time()}
+
+    return router
+
+
+async def _log(services: Services, name: str, process: str, offset: int) -> LogChunk:
+    """Log of llama-server or of a worker, of the newest launch of a deployment."""
+    deployment = services.reconciler.get(name)
+    if process != LLAMA_SERVER:
+        device = services.registry.find(process)
+        chunk = await services.registry.agent(device.id).log(offset)
+        return LogChunk(process=process, **dict(chunk))  # type: ignore[arg-type]
+    launch_id = deployment.launch_id
+    if launch_id is None:
+        raise DeploymentUnknown(f"deployment {name} was not launched since the supervisor started")
+    record = await asyncio.to_thread(services.launches.launch, launch_id)
+    path = Path(record.log_path)
+    text, end = await asyncio.to_thread(read_from, path, offset)
+    return LogChunk(process=process, file=path.name, offset=end, text=text)

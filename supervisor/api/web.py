@@ -1,0 +1,64 @@
+"""The application on the dashboard's port: page, REST, OpenAI endpoint."""
+
+from pathlib import Path
+
+import httpx
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from supervisor import __version__
+from supervisor.api import openai, problems, rest
+from supervisor.api.auth import RequireKey
+
+_HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; style-src 'self'; script-src 'self'; img-src 'self' data:; "
+        b"connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-cache"),
+)
+
+
+class SecurityHeaders:
+    """Adds the strict headers to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name.lower() for name, _ in message["headers"]}
+                extra = [(n, v) for n, v in _HEADERS if n not in present]
+                message = {**message, "headers": [*message["headers"], *extra]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def create_app(services: rest.Services, http: httpx.AsyncClient, page_folder: Path) -> FastAPI:
+    """Everything that users and their tools talk to."""
+    app = FastAPI(
+        title="llama.cpp RPC supervisor",
+        version=__version__,
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+    problems.install(app)
+    app.include_router(rest.create_router(services))
+    app.include_router(openai.create_router(services.reconciler, http))
+    app.mount("/assets", StaticFiles(directory=page_folder), name="assets")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(page_folder / "index.html")
+
+    app.add_middleware(RequireKey, key=services.key)
+    app.add_middleware(SecurityHeaders)
+    return app

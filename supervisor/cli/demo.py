@@ -1,0 +1,292 @@
+"""``supervisor demo``: the whole way on one machine, with real programs, and the facts of it."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from agents import logfile, ports, process
+from agents.cli import CODE_VARIABLE, STOP_SIGNALS
+from agents.facts import usable_cores
+from agents.process import Child
+from supervisor.cli import output
+from supervisor.core.commands import shell_command
+from supervisor.demo_model import write_demo_model
+from supervisor.errors import DeploymentNotReady, SupervisorUnreachable
+
+_START_S = 60.0
+_LAUNCH_S = 600.0
+_GRACE_S = 15.0
+_DASHBOARD_PORT = 8100
+_QUESTION = "What happened just now?"
+_MAX_TOKENS = 96
+
+
+async def run(
+    *, workers: int, model: Path | None, once: bool, as_json: bool, port: int | None
+) -> None:
+    """Start everything, ask one question, print the facts, and clean up.
+
+    Raises:
+        ProjectError: A part did not start; says which and why.
+    """
+    stop = asyncio.Event()
+    for number in STOP_SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    work = asyncio.create_task(_demo(workers, model, once, as_json, port, stop))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not work.done():
+            work.cancel()
+        stopping.cancel()
+        await asyncio.gather(work, stopping, return_exceptions=True)
+    if not work.cancelled():
+        work.result()
+
+
+async def _demo(
+    workers: int,
+    model: Path | None,
+    once: bool,
+    as_json: bool,
+    port: int | None,
+    stop: asyncio.Event,
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="supervisor-demo-"))
+    try:
+        async with AsyncExitStack() as stack:
+            show = _Steps(stack.enter_context(_progress(as_json)))
+            making = asyncio.create_task(_made_model(folder, model))
+            url = await show("starting the supervisor", _supervisor(stack, folder, port))
+            http = await stack.enter_async_context(
+                httpx.AsyncClient(base_url=url, timeout=30, trust_env=False)
+            )
+            await show(f"joining {workers} devices", _agents(stack, http, folder, workers))
+            path = await show("making a small model", making)
+            launched = await show("launching", _launch(http, path, show.describe))
+            answer = await show("asking", _ask(http, launched["id"]))
+            facts = await _facts(http, url, launched, answer)
+            show.finish()
+            output.print_json(facts) if as_json else _print(facts, once)
+            if not once:
+                await stop.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _progress(quiet: bool) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=output.errors,
+        transient=True,
+        disable=quiet,
+    )
+
+
+class _Steps:
+    """One line of progress that says which step is going on."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+
+    def describe(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+
+    async def __call__(self, text: str, work: Awaitable[Any]) -> Any:
+        self.describe(text)
+        return await work
+
+    def finish(self) -> None:
+        self._progress.stop()
+
+
+async def _made_model(folder: Path, model: Path | None) -> Path:
+    if model is not None:
+        return model.expanduser().resolve()
+    path = folder / "demo.gguf"
+    await asyncio.to_thread(write_demo_model, path)
+    return path
+
+
+@asynccontextmanager
+async def _child(
+    name: str, argv: list[str], folder: Path, environment: dict[str, str]
+) -> AsyncIterator[Child]:
+    """A program of ours; told to stop, and awaited, at the end."""
+    child = await process.spawn(
+        name,
+        argv,
+        log_path=folder / f"{name}-1.log",
+        environment={**os.environ, **environment},
+        parent_death_signal=signal.SIGTERM,
+    )
+    try:
+        yield child
+    finally:
+        await child.stop(grace_s=_GRACE_S)
+
+
+async def _supervisor(stack: AsyncExitStack, folder: Path, port: int | None) -> str:
+    """Start a supervisor; returns its URL."""
+    if port is None:
+        port = _DASHBOARD_PORT if ports.is_free("127.0.0.1", _DASHBOARD_PORT) else 0
+    data = folder / "supervisor"
+    argv = [sys.executable, "-m", "supervisor", "up", "--data", str(data), "--no-agent"]
+    argv += ["--port", str(port), "--join-host", "127.0.0.1", "--join-port", "0"]
+    child = await stack.enter_async_context(_child("supervisor", argv, folder, {}))
+    run_file = data / "run.json"
+    deadline_s = time.monotonic() + _START_S
+    while not run_file.exists():
+        _check_alive(child, deadline_s)
+        await asyncio.sleep(0.05)
+    return str(json.loads(run_file.read_text())["url"])
+
+
+def _check_alive(child: Child, deadline_s: float) -> None:
+    if child.exit_status is not None or time.monotonic() > deadline_s:
+        last = logfile.tail(child.log_path, 1) or ["it printed nothing"]
+        raise SupervisorUnreachable(f"the {child.name} did not start: {last[0]}")
+
+
+async def _agents(
+    stack: AsyncExitStack, http: httpx.AsyncClient, folder: Path, workers: int
+) -> None:
+    """Start the agents and wait until all their devices are ready."""
+    code = (await http.get("/api/join-code")).json()["code"]
+    threads = max(usable_cores() // workers, 1)
+    children = []
+    for number in range(1, workers + 1):
+        name = f"worker-{number}"
+        argv = [sys.executable, "-m", "agents", "join", "-", "--data", str(folder / name)]
+        argv += ["--name", name, "--threads", str(threads)]
+        environment = {CODE_VARIABLE: code}
+        children.append(await stack.enter_async_context(_child(name, argv, folder, environment)))
+    deadline_s = time.monotonic() + _START_S
+    while True:
+        devices = (await http.get("/api/devices")).json()
+        if sum(device["state"] == "ready" for device in devices) >= workers:
+            return
+        for child in children:
+            _check_alive(child, deadline_s)
+        broken = [d for d in devices if d["state"] in ("unusable", "incompatible")]
+        if broken:
+            raise SupervisorUnreachable(f"{broken[0]['name']}: {broken[0]['reason']}")
+        await asyncio.sleep(0.05)
+
+
+async def _launch(
+    http: httpx.AsyncClient, path: Path, describe: Callable[[str], None]
+) -> dict[str, Any]:
+    """Launch the model; returns the deployment once it is ready."""
+    response = await http.post(
+        "/api/deployments", json={"model": str(path), "name": "demo", "ctx_tokens": 2048}
+    )
+    deployment: dict[str, Any] = response.json()
+    if response.is_error:
+        raise DeploymentNotReady(deployment["detail"])
+    deadline_s = time.monotonic() + _LAUNCH_S
+    while deployment["state"] != "ready":
+        if deployment["state"] == "failed" or time.monotonic() > deadline_s:
+            raise DeploymentNotReady(deployment["reason"] or "the launch took too long")
+        describe(f"launching: {deployment['phase'] or deployment['state']}")
+        await asyncio.sleep(0.1)
+        deployment = (await http.get("/api/deployments/demo")).json()
+    return deployment
+
+
+async def _ask(http: httpx.AsyncClient, model: str) -> dict[str, Any]:
+    """Stream one chat completion; returns its text and its numbers."""
+    request = {
+        "model": model,
+        "messages": [{"role": "user", "content": _QUESTION}],
+        "max_tokens": _MAX_TOKENS,
+        "temperature": 0,
+        "stream": True,
+    }
+    started_s = time.monotonic()
+    first_s = None
+    text, timings = "", {}
+    async with http.stream("POST", "/v1/chat/completions", json=request, timeout=300) as answer:
+        if answer.is_error:
+            raise DeploymentNotReady((await answer.aread()).decode(errors="replace"))
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            timings = chunk.get("timings", timings)
+            for choice in chunk.get("choices", ()):
+                piece = choice["delta"].get("content") or ""
+                if piece and first_s is None:
+                    first_s = time.monotonic() - started_s
+                text += piece
+    return {
+        "question": _QUESTION,
+        "answer": text.strip(),
+        "time_to_first_token_s": round(first_s or 0.0, 3),
+        "tokens": timings.get("predicted_n"),
+        "tokens_per_second": round(timings.get("predicted_per_second", 0.0), 1),
+    }
+
+
+async def _facts(
+    http: httpx.AsyncClient, url: str, launched: dict[str, Any], answer: dict[str, Any]
+) -> dict[str, Any]:
+    record = (await http.get(f"/api/launches/{launched['launch_id']}")).json()
+    devices = (await http.get("/api/devices")).json()
+    return {
+        "dashboard": url,
+        "openai_endpoint": f"{url}/v1",
+        "devices": devices,
+        "plan": record["plan"],
+        "command": record["argv"],
+        "environment": record["environment"],
+        "workers": record["workers"],
+        "timeline": record["timeline"],
+        "completion": answer,
+    }
+
+
+def _print(facts: dict[str, Any], once: bool) -> None:
+    say = output.console.print
+    say(output.devices_table(facts["devices"]))
+    say()
+    say(output.plan_table(facts["plan"]))
+    say()
+    say("[bold]llama-server command[/]")
+    say("  " + escape(shell_command(facts["command"])))
+    say("[bold]environment[/]")
+    for name, value in facts["environment"].items():
+        say(f"  {name}={escape(value)}")
+    say()
+    say("[bold]timeline[/]  " + output.timeline_text(facts["timeline"]))
+    total_s = facts["timeline"][-1]["at_s"]
+    answer = facts["completion"]
+    say(f"           {total_s:.2f} s from the request to the first token")
+    say()
+    say(f"[bold]{escape(answer['question'])}[/]")
+    say(escape(answer["answer"]))
+    say(
+        f"[dim]{answer['tokens']} tokens, {answer['tokens_per_second']} tokens per second, "
+        f"first token after {answer['time_to_first_token_s']} s[/]"
+    )
+    say()
+    say(f"[bold]dashboard[/]  {facts['dashboard']}    [bold]OpenAI API[/]  {facts['openai_endpoint']}")
+    if not once:
+        say("[dim]Ctrl-C stops everything[/]")

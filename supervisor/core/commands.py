@@ -1,0 +1,116 @@
+"""The exact command lines: one table of flags, one function for everything about devices."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from supervisor.core.entities import AgentId, LaunchRecord, Plan
+
+_FLAG = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One option we always want, in the spelling of each generation, and why.
+
+    ``spellings`` are tried in order; an engine whose ``--help`` has none of them goes without.
+    """
+
+    spellings: tuple[tuple[str, ...], ...]
+    reason: str
+
+
+FLAGS = (
+    Flag((("-fit", "off"), ("--fit", "off")), "we placed the layers; fit only reconnects workers"),
+    Flag((("--no-warmup",),), "the first completion is our own proof of readiness"),
+    Flag((("--cache-ram", "0"),), "the prompt cache would pull the KV cache back over the network"),
+    Flag((("-lv", "4"), ("--verbosity", "4")), "level 4 prints buffer sizes and load steps"),
+    Flag((("--load-mode", "mmap"),), "map the model file; --mmap and --no-mmap ended in 2026"),
+    Flag((("--metrics",),), "token counters"),
+    Flag((("--slots",),), "progress of busy slots; off by default in some builds"),
+    Flag((("--no-webui",), ("--no-ui",)), "the dashboard is ours"),
+)
+
+
+def known_flags(help_text: str) -> frozenset[str]:
+    """Every option that a program's ``--help`` mentions."""
+    return frozenset(_FLAG.findall(help_text))
+
+
+def chosen_flags(known: frozenset[str]) -> list[str]:
+    """The flags of ``FLAGS`` that this engine has, each in its spelling."""
+    chosen: list[str] = []
+    for flag in FLAGS:
+        spelling = next((words for words in flag.spellings if words[0] in known), ())
+        chosen.extend(spelling)
+    return chosen
+
+
+def device_arguments(plan: Plan, endpoints: Mapping[AgentId, str]) -> list[str]:
+    """``--rpc``, ``--device``, ``-ngl`` and ``--tensor-split``, which must never disagree.
+
+    llama-server numbers remote devices ``RPC0, RPC1, ...`` in the order of ``--rpc`` and, per
+    endpoint, in the order that the rpc-server offers them (its ``-d``); ``--tensor-split`` counts
+    in the order of ``--device``. ``--rpc`` comes first because ``--device`` is resolved at once.
+    Whole layers that sum to block_count + 1 are placed exactly as written.
+    """
+    numbered = [
+        (index, shard)
+        for index, shard in enumerate(
+            shard for agent in plan.agent_ids for shard in plan.shards if shard.agent_id == agent
+        )
+    ]
+    names = {id(shard): f"RPC{index}" for index, shard in numbered}
+    return [
+        "--rpc",
+        ",".join(endpoints[agent] for agent in plan.agent_ids),
+        "--device",
+        ",".join(names[id(shard)] for shard in plan.shards),
+        "-ngl",
+        str(plan.total_layers),
+        "--tensor-split",
+        ",".join(str(shard.layers) for shard in plan.shards),
+    ]
+
+
+def llama_server_argv(
+    program: str,
+    plan: Plan,
+    endpoints: Mapping[AgentId, str],
+    *,
+    port: int,
+    known: frozenset[str],
+    alias: str,
+) -> list[str]:
+    """The complete llama-server command. It listens on loopback; the gateway is in front of it."""
+    return [
+        program,
+        "--model",
+        plan.model.path,
+        "--alias",
+        alias,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        *device_arguments(plan, endpoints),
+        "-c",
+        str(plan.ctx_tokens),
+        "-np",
+        str(plan.slots),
+        *chosen_flags(known),
+    ]
+
+
+def shell_command(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    """One line for a POSIX shell."""
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
+    words = [shlex.quote(word) for word in argv]
+    return " ".join([*(["env", *assignments] if assignments else []), *words])
+
+
+def shell_script(record: LaunchRecord, set_by_us: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Commands per host that repeat a launch by hand: (host, command), workers first."""
+    workers = [(w.device, shell_command(w.argv, set_by_us)) for w in record.workers]
+    return [*workers, (record.main_host, shell_command(record.argv, set_by_us))]

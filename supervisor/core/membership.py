@@ -1,0 +1,51 @@
+"""State of a device, derived from facts. The worst news wins."""
+
+from enum import StrEnum
+
+from agents.contract import DeviceFacts
+
+
+class DeviceCondition(StrEnum):
+    """Whether a device may be planned with."""
+
+    READY = "ready"
+    SUSPECT = "suspect"
+    LOST = "lost"
+    UNUSABLE = "unusable"
+    INCOMPATIBLE = "incompatible"
+
+
+def assess(
+    facts: DeviceFacts | None,
+    *,
+    silent_s: float,
+    late_after_s: float,
+    stale_after_s: float,
+    rpc_protocol: str,
+) -> tuple[DeviceCondition, str]:
+    """Condition of a device and why.
+
+    Args:
+        facts: Its last word; ``None`` before the first heartbeat since we started.
+        silent_s: Age of that word.
+        late_after_s: Older than this is worth a doubt.
+        stale_after_s: Older than this is gone.
+        rpc_protocol: The version that the main host's engine speaks; empty if unknown.
+    """
+    if facts is None or silent_s >= stale_after_s:
+        heard = f"last heard of {silent_s:.0f} s ago" if facts else "not heard of since we started"
+        return DeviceCondition.LOST, f"{heard}; check that its agent runs and its network"
+    engine = facts.engine
+    if engine is None:
+        return DeviceCondition.UNUSABLE, "no llama.cpp programs there; install a build with RPC"
+    if engine.problem:
+        return DeviceCondition.UNUSABLE, engine.problem
+    if rpc_protocol and engine.rpc_protocol != rpc_protocol:
+        return (
+            DeviceCondition.INCOMPATIBLE,
+            f"speaks RPC {engine.rpc_protocol}, the main host {rpc_protocol}; "
+            "install the same llama.cpp build on both",
+        )
+    if silent_s >= late_after_s:
+        return DeviceCondition.SUSPECT, f"heartbeat is {silent_s:.0f} s old"
+    return DeviceCondition.READY, ""

@@ -1,0 +1,257 @@
+"""Errors of the supervisor. The tree starts in ``agents/errors.py``.
+
+``InputError``     the request is wrong: the caller must change it
+``CapacityError``  the request is right, and this cluster cannot do it now
+``EngineError``    a llama.cpp program failed
+``PeerError``      a device or the main host did not answer as it should
+``StateError``     the request does not fit the present state
+
+A message says what happened, the numbers, and what to do, in one sentence.
+"""
+
+from agents.errors import ProjectError
+
+
+class InputError(ProjectError):
+    """The request is wrong; it will fail again until it is changed."""
+
+
+class ModelMissing(InputError):
+    """The model file does not exist or cannot be read."""
+
+    code = "model_missing"
+
+
+class ModelBroken(InputError):
+    """The model file is not a usable GGUF."""
+
+    code = "model_broken"
+
+
+class BadSettings(InputError):
+    """The settings file or the environment has an unknown or impossible value."""
+
+    code = "bad_settings"
+
+
+class BadSplit(InputError):
+    """A split or device list that the model or the cluster cannot have."""
+
+    code = "bad_split"
+
+
+class DeviceUnknown(InputError):
+    """No device of that name has joined."""
+
+    code = "device_unknown"
+
+
+class DeploymentUnknown(InputError):
+    """No deployment of that name exists."""
+
+    code = "deployment_unknown"
+
+
+class LaunchUnknown(InputError):
+    """No launch with that number was recorded."""
+
+    code = "launch_unknown"
+
+
+class BadToken(InputError):
+    """The join token is wrong, used up or expired."""
+
+    code = "bad_token"
+
+
+class BadRequest(InputError):
+    """The request cannot be read."""
+
+    code = "bad_request"
+
+
+class KeyRequired(InputError):
+    """A key is needed from anywhere but this host."""
+
+    code = "key_required"
+
+
+class OriginRefused(InputError):
+    """A web page of another site tried to use the keyless loopback access."""
+
+    code = "origin_refused"
+
+
+class CapacityError(ProjectError):
+    """The cluster cannot do this now."""
+
+
+class NoDevices(CapacityError):
+    """No device is ready to serve."""
+
+    code = "no_devices"
+    retryable = True
+
+
+class InsufficientMemory(CapacityError):
+    """The model fits nowhere."""
+
+    code = "insufficient_memory"
+
+
+class EngineError(ProjectError):
+    """A llama.cpp program failed."""
+
+
+class EngineExited(EngineError):
+    """llama-server ended by itself."""
+
+    code = "engine_exited"
+    retryable = True
+
+
+class EngineRefusedModel(EngineError):
+    """llama-server read the model and cannot use it."""
+
+    code = "engine_refused_model"
+
+
+class EngineOutOfMemory(EngineError):
+    """A buffer could not be allocated on a worker or on the main host."""
+
+    code = "engine_out_of_memory"
+
+
+class EngineRefusedFlag(EngineError):
+    """llama-server does not know an option."""
+
+    code = "engine_refused_flag"
+
+
+class EngineNotReady(EngineError):
+    """llama-server listens but its first completion failed."""
+
+    code = "engine_not_ready"
+    retryable = True
+
+
+class ConnectStalled(EngineError):
+    """llama-server never opened its port: a worker does not answer it."""
+
+    code = "connect_stalled"
+    retryable = True
+
+
+class LoadStalled(EngineError):
+    """Loading stopped making progress."""
+
+    code = "load_stalled"
+    retryable = True
+
+
+class PeerError(ProjectError):
+    """A device did not answer as it should."""
+
+
+class AgentUnreachable(PeerError):
+    """The agent of a device does not answer."""
+
+    code = "agent_unreachable"
+    retryable = True
+
+
+class AgentRefused(PeerError):
+    """The agent of a device answered with an error of its own.
+
+    Carries the agent's code, so that the cause is not lost on the way.
+    """
+
+    code = "agent_refused"
+
+    def __init__(self, message: str, agent_code: str) -> None:
+        super().__init__(message)
+        self.agent_code = agent_code
+
+
+class WorkerBusy(PeerError):
+    """Somebody else is connected to a worker's rpc-server."""
+
+    code = "worker_busy"
+    retryable = True
+
+
+class WorkerUnreachable(PeerError):
+    """The main host cannot reach a worker's rpc port, though its agent says that it runs."""
+
+    code = "worker_unreachable"
+    retryable = True
+
+
+class WorkerNotRpcServer(PeerError):
+    """Something else than an rpc-server listens on a worker's port."""
+
+    code = "worker_not_rpc_server"
+
+
+class WorkerIncompatible(PeerError):
+    """A worker speaks another RPC version, or runs another build."""
+
+    code = "worker_incompatible"
+
+
+class WorkerLost(PeerError):
+    """A worker of a running deployment is gone."""
+
+    code = "worker_lost"
+    retryable = True
+
+
+class SupervisorUnreachable(PeerError):
+    """The command line cannot reach the supervisor."""
+
+    code = "supervisor_unreachable"
+    retryable = True
+
+
+class SupervisorRefused(PeerError):
+    """The supervisor answered with an error; its code and text are kept."""
+
+    code = "supervisor_refused"
+
+    def __init__(self, message: str, remote_code: str) -> None:
+        super().__init__(message)
+        self.remote_code = remote_code
+
+
+class StateError(ProjectError):
+    """The request does not fit the present state."""
+
+
+class DeploymentExists(StateError):
+    """A deployment of that name is running already."""
+
+    code = "deployment_exists"
+
+
+class DeploymentNotReady(StateError):
+    """The model cannot answer yet, or no longer."""
+
+    code = "deployment_not_ready"
+    retryable = True
+
+
+class SupervisorRunning(StateError):
+    """Another supervisor uses this data folder."""
+
+    code = "supervisor_running"
+
+
+class StoreUnusable(StateError):
+    """The database cannot be written: a full disk, a foreign file, a newer version."""
+
+    code = "store_unusable"
+    retryable = True
+
+
+class IllegalTransition(Exception):
+    """A bug of ours, never an expected outcome; nothing catches it."""

@@ -1,0 +1,114 @@
+"""What the use cases need of the outside world, as types. ``adapters`` provide it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from agents.contract import DeviceFacts, RpcServerSpec, RpcServerStatus
+from agents.rpc_protocol import ProbeResult, Triple
+from supervisor.core.entities import (
+    Deployment,
+    DeploymentId,
+    LaunchId,
+    LaunchRecord,
+    ModelFacts,
+)
+
+
+class AgentPort(Protocol):
+    """One device's agent.
+
+    Every method raises ``AgentUnreachable`` or ``AgentRefused``.
+    """
+
+    async def facts(self) -> DeviceFacts: ...
+
+    async def start_rpc_server(self, spec: RpcServerSpec) -> RpcServerStatus: ...
+
+    async def rpc_server(self, *, wait_s: float = 0.0) -> RpcServerStatus: ...
+
+    async def stop_rpc_server(self, generation: int) -> RpcServerStatus: ...
+
+    async def log(self, offset: int) -> Mapping[str, object]: ...
+
+
+class ModelReader(Protocol):
+    """Reads what planning needs of a model file."""
+
+    def __call__(self, path: str) -> ModelFacts: ...
+
+
+class WorkerProbe(Protocol):
+    """Asks one idle rpc-server who it is."""
+
+    async def __call__(
+        self, host: str, port: int, *, deadline_s: float, expected: Triple | None = None
+    ) -> ProbeResult: ...
+
+
+class EngineProcess(Protocol):
+    """A running llama-server."""
+
+    log_path: Path
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def exit_status(self) -> int | None: ...
+
+    async def wait(self) -> int: ...
+
+    async def stop(self, *, grace_s: float) -> int: ...
+
+
+class EngineStarter(Protocol):
+    """Starts llama-server."""
+
+    async def __call__(
+        self, argv: Sequence[str], environment: Mapping[str, str], log_path: Path
+    ) -> EngineProcess: ...
+
+
+class Health(StrEnum):
+    """Expected outcomes of a health probe are values, not exceptions."""
+
+    READY = "ready"
+    LOADING = "loading"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One completion: how many tokens, and the engine's own speed."""
+
+    tokens: int
+    tokens_per_second: float | None
+
+
+class ServerClient(Protocol):
+    """HTTP interface of one llama-server."""
+
+    async def health(self, timeout_s: float) -> Health: ...
+
+    async def first_completion(self, timeout_s: float) -> Answer: ...
+
+    async def tokens_per_second(self) -> float | None: ...
+
+    async def close(self) -> None: ...
+
+
+class StorePort(Protocol):
+    """What must survive a crash. Every method raises ``StoreUnusable``."""
+
+    def save_deployment(self, deployment: Deployment) -> None: ...
+
+    def delete_deployment(self, deployment: DeploymentId) -> None: ...
+
+    def deployments(self) -> list[Deployment]: ...
+
+    def next_launch_id(self) -> LaunchId: ...
+
+    def save_launch(self, record: LaunchRecord) -> None: ...

@@ -1,0 +1,205 @@
+"""Watches one load without disturbing it: log, health polls that back off, workers' own word."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from tenacity import AsyncRetrying, retry_if_result, wait_exponential
+
+from agents.contract import RpcServerStatus
+from agents.logfile import LogTail
+from supervisor.core import load as core
+from supervisor.core.entities import AgentId
+from supervisor.errors import AgentRefused, AgentUnreachable, ConnectStalled, LoadStalled
+from supervisor.ports import AgentPort, EngineProcess, Health, ServerClient
+from supervisor.settings import Settings
+
+_WORKERS_EVERY_S = 1.0
+_DEADLINE_SLACK_S = 0.05
+
+
+class EngineEnded(Exception):
+    """llama-server ended while it loaded."""
+
+
+class LoadWatch:
+    """From spawn to "listening". Nothing here connects to an rpc port."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        process: EngineProcess,
+        client: ServerClient,
+        workers: Mapping[AgentId, tuple[str, AgentPort]],
+        before: Mapping[AgentId, RpcServerStatus],
+        *,
+        on_phase: Callable[[str], None],
+        on_loaded: Callable[[Mapping[str, int]], None],
+    ) -> None:
+        self._settings = settings
+        self._process = process
+        self._client = client
+        self._workers = workers
+        self._on_phase = on_phase
+        self._on_loaded = on_loaded
+        self._limits = core.Limits(settings.connect_s, settings.stall_s)
+        self._load = core.begin(time.monotonic())
+        self._listening = asyncio.Event()
+        self._accepted_before = {a: status.clients_accepted for a, status in before.items()}
+        self._first_resident = {
+            workers[a][0]: status.resident_bytes or 0 for a, status in before.items()
+        }
+
+    async def until_listening(self) -> None:
+        """Return when llama-server is healthy.
+
+        Raises:
+            EngineEnded: It ended.
+            ConnectStalled: It did not open its port in time.
+            LoadStalled: Nothing moved for too long.
+        """
+        healthy = asyncio.create_task(self._poll_health())
+        exiting = asyncio.create_task(self._process.wait())
+        others = [
+            asyncio.create_task(self._follow_log()),
+            asyncio.create_task(self._follow_workers()),
+            asyncio.create_task(self._guard()),
+        ]
+        tasks = [healthy, exiting, *others]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if exiting in done:
+                raise EngineEnded
+            for task in done:
+                task.result()
+        finally:
+            await _cancel_all(tasks)
+        self._enter_load_phase()
+
+    async def _poll_health(self) -> None:
+        """One poll after another, further and further apart; the log's "listening" wakes us."""
+        policy = AsyncRetrying(
+            retry=retry_if_result(lambda health: health is not Health.READY),
+            wait=wait_exponential(
+                multiplier=self._settings.health_first_s, max=self._settings.health_longest_s
+            ),
+            sleep=self._pause,
+        )
+        await policy(self._health_once)
+
+    async def _health_once(self) -> Health:
+        health = await self._client.health(self._settings.health_timeout_s)
+        if health is Health.LOADING:
+            self._update(core.observe_port_open(self._load, time.monotonic()))
+        return health
+
+    async def _pause(self, seconds: float) -> None:
+        if self._listening.is_set():
+            # The line is printed a moment before the first 200; look again soon, not at once.
+            await asyncio.sleep(min(seconds, 0.05))
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._listening.wait()
+        except TimeoutError:
+            pass
+
+    async def _follow_log(self) -> None:
+        tail = LogTail(self._process.log_path)
+        while True:
+            for line in await tail.wait_for_lines():
+                self._update(core.observe_line(self._load, line, time.monotonic()))
+
+    async def _follow_workers(self) -> None:
+        """Ask the agents, never the rpc ports, whether their rpc-servers receive anything."""
+        while True:
+            await asyncio.sleep(_WORKERS_EVERY_S)
+            await asyncio.gather(*(self._ask(name, agent) for name, agent in self._workers.values()))
+            self._on_loaded(
+                {
+                    name: max(bytes_ - self._first_resident.get(name, 0), 0)
+                    for name, bytes_ in self._load.resident_bytes
+                }
+            )
+
+    async def _ask(self, name: str, agent: AgentPort) -> None:
+        try:
+            status = await agent.rpc_server()
+        except (AgentUnreachable, AgentRefused):
+            return  # no news is no progress; the guard decides
+        self._update(
+            core.observe_worker(
+                self._load, name, status.resident_bytes, status.cpu_s, time.monotonic()
+            )
+        )
+
+    async def _guard(self) -> None:
+        """Raise when a deadline has passed; sleep until the next one could."""
+        while True:
+            now_s = time.monotonic()
+            if (late := core.overdue(self._load, self._limits, now_s)) is not None:
+                raise await self._stalled(late)
+            if self._load.phase is core.Phase.LISTENING:
+                await asyncio.sleep(self._limits.stall_s)
+                raise LoadStalled(
+                    f"llama-server says that it listens, but /health did not answer 200 within "
+                    f"{self._limits.stall_s:g} s; see its log"
+                )
+            due_s = core.next_deadline_s(self._load, self._limits)
+            await asyncio.sleep(max(due_s - now_s, 0.0) + _DEADLINE_SLACK_S)
+
+    async def _stalled(self, late: core.Overdue) -> Exception:
+        suspect = await self._suspect(late.phase)
+        seen = f"last seen: {late.last_seen}"
+        if late.phase is core.Phase.CONNECT:
+            return ConnectStalled(
+                f"llama-server did not finish connecting to its workers within {late.waited_s:.0f} s "
+                f"(phase: connect; {suspect}; {seen}); something else may hold that worker's rpc "
+                "port, or its network drops packets; restart that device's agent"
+            )
+        return LoadStalled(
+            f"loading made no progress for {late.waited_s:.0f} s (phase: load; {suspect}; {seen}); "
+            "check that device's power, memory and network, or raise the setting stall_s"
+        )
+
+    async def _suspect(self, phase: core.Phase) -> str:
+        """Name the worker that the evidence points at.
+
+        llama-server connects in order, so the first worker that accepted nobody is the silent one.
+        While loading, it is the first one whose agent or rpc-server does not answer or grow.
+        """
+        for agent_id, (name, agent) in self._workers.items():
+            try:
+                status = await agent.rpc_server()
+            except (AgentUnreachable, AgentRefused) as exc:
+                return f"worker {name}: {exc}"
+            has_accepted = status.clients_accepted > self._accepted_before.get(agent_id, 0)
+            if phase is core.Phase.CONNECT and not has_accepted:
+                return f"worker {name} accepted no connection of llama-server"
+        names = ", ".join(name for name, _ in self._workers.values())
+        idle = self._idle_workers()
+        return f"worker {idle[0]} received nothing lately" if idle else f"workers: {names}"
+
+    def _idle_workers(self) -> list[str]:
+        """Workers by how little arrived, the least first."""
+        resident = dict(self._load.resident_bytes)
+        names = [name for name, _ in self._workers.values()]
+        return sorted(names, key=lambda n: resident.get(n, 0) - self._first_resident.get(n, 0))
+
+    def _update(self, load: core.Load) -> None:
+        was = self._load.phase
+        self._load = load
+        if was is core.Phase.CONNECT and load.phase is not core.Phase.CONNECT:
+            self._on_phase("load")
+        if load.phase is core.Phase.LISTENING:
+            self._listening.set()
+
+    def _enter_load_phase(self) -> None:
+        if self._load.phase is core.Phase.CONNECT:
+            self._update(core.observe_port_open(self._load, time.monotonic()))
+
+
+async def _cancel_all(tasks: Iterable[asyncio.Task[None] | asyncio.Task[int]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

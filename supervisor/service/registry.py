@@ -1,0 +1,278 @@
+"""The devices that have joined, their last word, and who may join."""
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from agents import tls
+from agents.contract import DeviceFacts, Heartbeat, JoinReply, JoinRequest, RpcServerStatus
+from supervisor.core.entities import AgentId, DeploymentId, Device
+from supervisor.core.membership import DeviceCondition, assess
+from supervisor.errors import BadToken, DeviceUnknown
+from supervisor.ports import AgentPort
+from supervisor.service.events import EventBus
+from supervisor.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class RegistryStore(Protocol):
+    """What the registry keeps."""
+
+    def agents(self) -> list[tuple[AgentId, str, str, str, int]]: ...
+
+    def save_agent(self, agent_id: AgentId, name: str, serial: str, joined_at: str) -> None: ...
+
+    def save_agent_address(self, agent_id: AgentId, address: str, rest_port: int) -> None: ...
+
+    def delete_agent(self, agent_id: AgentId) -> None: ...
+
+    def save_token(self, token_hash: str, expires_at_s: float, uses: int | None) -> None: ...
+
+    def spend_token(self, token_hash: str, now_s: float) -> str: ...
+
+
+class Issuer(Protocol):
+    """Makes identities."""
+
+    @property
+    def certificate_pem(self) -> str: ...
+
+    def issue(self, name: str): ...  # type: ignore[no-untyped-def]
+
+
+class AgentConnector(Protocol):
+    """Makes clients of agents."""
+
+    def __call__(self, agent_id: str, name: str, address: str, port: int) -> AgentPort: ...
+
+
+@dataclass(slots=True)
+class _Entry:
+    name: str
+    serial: str
+    address: str = ""
+    rest_port: int = 0
+    facts: DeviceFacts | None = None
+    rpc_server: RpcServerStatus | None = None
+    heard_at_s: float = float("-inf")
+    used_by: DeploymentId | None = None
+    round_trip_ms: float | None = None
+    client: AgentPort | None = None
+    condition: DeviceCondition = DeviceCondition.LOST
+
+
+class Registry:
+    """Owns the list of devices."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: RegistryStore,
+        issuer: Issuer,
+        connect: AgentConnector,
+        bus: EventBus,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._issuer = issuer
+        self._connect = connect
+        self._bus = bus
+        self._clock = clock
+        self._changed = asyncio.Condition()
+        self.rpc_protocol = ""
+        """Version of the main host's engine; a device with another one is incompatible."""
+        self._entries = {
+            agent_id: _Entry(name, serial, address, port)
+            for agent_id, name, serial, address, port in store.agents()
+        }
+
+    # -- joining -----------------------------------------------------------------------------
+
+    def new_token(self, *, hours: float, once: bool = False) -> tuple[str, datetime]:
+        """A fresh join token and when it expires. Only its hash is kept."""
+        token = secrets.token_urlsafe(12)
+        expires_at_s = time.time() + hours * 3600
+        self._store.save_token(_hash(token), expires_at_s, 1 if once else None)
+        return token, datetime.fromtimestamp(expires_at_s, UTC)
+
+    def join(self, request: JoinRequest) -> JoinReply:
+        """Admit a device and give it an identity; one that joined before gets a new one.
+
+        Raises:
+            BadToken: The token is wrong, used up or expired.
+        """
+        verdict = self._store.spend_token(_hash(request.token), time.time())
+        if verdict != "ok":
+            raise BadToken(
+                f"the join token is {verdict}; print a new join code with 'supervisor invite'"
+            )
+        agent_id = AgentId(request.agent_id)
+        issued = self._issuer.issue(tls.agent_name(agent_id))
+        name = self._unique_name(request.name, agent_id)
+        self._store.save_agent(agent_id, name, issued.serial, datetime.now(UTC).isoformat())
+        used_by = self._entries[agent_id].used_by if agent_id in self._entries else None
+        self._entries[agent_id] = _Entry(name, issued.serial, used_by=used_by)
+        log.info("device.joined", extra={"device": name, "id": agent_id})
+        return JoinReply(issued.certificate_pem, issued.key_pem, self._issuer.certificate_pem)
+
+    def _unique_name(self, wanted: str, agent_id: AgentId) -> str:
+        taken = {entry.name for other, entry in self._entries.items() if other != agent_id}
+        base = "".join(c if c.isalnum() or c in "-_." else "-" for c in wanted)[:40] or "device"
+        name, number = base, 2
+        while name in taken:
+            name, number = f"{base}-{number}", number + 1
+        return name
+
+    def recognises(self, agent_id: AgentId, serial: str) -> bool:
+        """Whether a certificate is the current one of a joined device."""
+        entry = self._entries.get(agent_id)
+        return entry is not None and int(entry.serial, 16) == int(serial or "0", 16)
+
+    async def remove(self, agent_id: AgentId) -> None:
+        """Forget a device; its certificate is refused from now on."""
+        if self._entries.pop(agent_id, None) is None:
+            raise DeviceUnknown(f"no device {agent_id}; see 'supervisor devices'")
+        self._store.delete_agent(agent_id)
+        self._bus.publish("device_removed", {"id": agent_id})
+        await self._notify()
+
+    # -- hearing -----------------------------------------------------------------------------
+
+    async def heard(self, agent_id: AgentId, message: Heartbeat, peer_address: str) -> None:
+        """Take a heartbeat. The address is the one it came from, unless it names another."""
+        entry = self._entry(agent_id)
+        address = message.address or peer_address
+        if (address, message.rest_port) != (entry.address, entry.rest_port):
+            entry.address, entry.rest_port, entry.client = address, message.rest_port, None
+            self._store.save_agent_address(agent_id, address, message.rest_port)
+        entry.facts, entry.rpc_server = message.facts, message.rpc_server
+        entry.heard_at_s = self._clock()
+        self._publish(agent_id)
+        await self._notify()
+
+    def took_facts(self, agent_id: AgentId, facts: DeviceFacts) -> None:
+        """Fresher facts than the last heartbeat's."""
+        self._entry(agent_id).facts = facts
+
+    def took_round_trip(self, agent_id: AgentId, round_trip_ms: float) -> None:
+        """A measured round trip from the main host to the worker."""
+        self._entry(agent_id).round_trip_ms = round_trip_ms
+
+    async def watch_silence(self) -> None:
+        """Publish devices whose condition changes because they say nothing. Runs for ever."""
+        while True:
+            await asyncio.sleep(1.0)
+            changed = [i for i, e in self._entries.items() if self._condition(e)[0] != e.condition]
+            for agent_id in changed:
+                self._publish(agent_id)
+            if changed:
+                await self._notify()
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def wait_changed(self, timeout_s: float) -> None:
+        """Return at the next news of any device, or after ``timeout_s``."""
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def devices(self) -> list[Device]:
+        """All devices with their condition now."""
+        return [self.device(agent_id) for agent_id in self._entries]
+
+    def device(self, agent_id: AgentId) -> Device:
+        """One device.
+
+        Raises:
+            DeviceUnknown: It never joined, or was removed.
+        """
+        entry = self._entry(agent_id)
+        condition, reason = self._condition(entry)
+        return Device(
+            id=agent_id,
+            name=entry.name,
+            address=entry.address,
+            rest_port=entry.rest_port,
+            state=str(condition),
+            reason=reason,
+            silent_s=round(min(self._clock() - entry.heard_at_s, 1e9), 1),
+            facts=entry.facts,
+            rpc_server=entry.rpc_server,
+            used_by=entry.used_by,
+            round_trip_ms=entry.round_trip_ms,
+        )
+
+    def find(self, name_or_id: str) -> Device:
+        """The device with this name or id.
+
+        Raises:
+            DeviceUnknown: With the names that exist.
+        """
+        for agent_id, entry in self._entries.items():
+            if name_or_id in (agent_id, entry.name):
+                return self.device(agent_id)
+        names = ", ".join(sorted(e.name for e in self._entries.values())) or "none has joined"
+        raise DeviceUnknown(f"no device {name_or_id!r}; joined devices: {names}")
+
+    def agent(self, agent_id: AgentId) -> AgentPort:
+        """Client of a device's agent."""
+        entry = self._entry(agent_id)
+        if entry.client is None:
+            entry.client = self._connect(agent_id, entry.name, entry.address, entry.rest_port)
+        return entry.client
+
+    def reserve(self, agent_id: AgentId, deployment: DeploymentId) -> None:
+        """Mark a device as taken by a deployment."""
+        self._entry(agent_id).used_by = deployment
+        self._publish(agent_id)
+
+    def release(self, deployment: DeploymentId) -> None:
+        """Free every device of a deployment."""
+        for agent_id, entry in self._entries.items():
+            if entry.used_by == deployment:
+                entry.used_by = None
+                self._publish(agent_id)
+
+    def _entry(self, agent_id: AgentId) -> _Entry:
+        try:
+            return self._entries[agent_id]
+        except KeyError:
+            raise DeviceUnknown(f"no device {agent_id}; see 'supervisor devices'") from None
+
+    def _condition(self, entry: _Entry) -> tuple[DeviceCondition, str]:
+        return assess(
+            entry.facts,
+            silent_s=self._clock() - entry.heard_at_s,
+            late_after_s=self._settings.late_after_s,
+            stale_after_s=self._settings.stale_after_s,
+            rpc_protocol=self.rpc_protocol,
+        )
+
+    def _publish(self, agent_id: AgentId) -> None:
+        device = self.device(agent_id)
+        entry = self._entries[agent_id]
+        condition = DeviceCondition(device.state)
+        if condition is not entry.condition:
+            level = logging.INFO if condition is DeviceCondition.READY else logging.WARNING
+            extra = {"device": entry.name, "from": str(entry.condition), "to": str(condition)}
+            log.log(level, "device.condition_changed", extra={**extra, "reason": device.reason})
+            entry.condition = condition
+        self._bus.publish("device", device.model_dump(mode="json"))
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,89 @@
+"""One frozen settings object, built by a pure function from a TOML text and the environment."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from agents.contract import JOIN_PORT
+from supervisor.core.entities import FrozenModel, Seconds
+from supervisor.errors import BadSettings
+
+PREFIX = "SUPERVISOR_"
+CLIENT_VARIABLES = ("SUPERVISOR_URL", "SUPERVISOR_KEY")
+"""Read by the command line as a client; they configure no supervisor."""
+
+
+class Settings(FrozenModel):
+    """Every setting with its default. ``supervisor.example.toml`` documents the same keys."""
+
+    data_folder: Path = Field(description="database, keys, logs; one supervisor per folder")
+    host: str = Field("127.0.0.1", description="address of dashboard, REST and /v1")
+    port: int = Field(8100, ge=0, le=65535, description="port of dashboard, REST and /v1; 0: any")
+    join_host: str = Field("", description="address for agents; empty: the one of the default route")
+    join_port: int = Field(JOIN_PORT, ge=0, le=65535, description="TLS port for agents; 0: any")
+    join_hours: float = Field(24.0, gt=0, description="how long a join code is good for")
+    local_agent: bool = Field(True, description="serve the main host's own device too")
+    engine_folder: Path | None = Field(None, description="folder of the llama.cpp programs")
+    model_folders: tuple[Path, ...] = Field((), description="folders whose models are offered")
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="of our own log lines")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    heartbeat_s: Seconds = Field(5.0, gt=0, description="between heartbeats of an agent")
+    late_after_s: Seconds = Field(10.0, description="a device this silent gets no new work")
+    stale_after_s: Seconds = Field(30.0, description="a device this silent is lost")
+
+    worker_ready_s: Seconds = Field(20.0, gt=0, description="for an rpc-server to answer HELLO")
+    verify_s: Seconds = Field(5.0, gt=0, description="for one probe from the main host")
+    connect_s: Seconds = Field(90.0, gt=0, description="for llama-server to open its port")
+    stall_s: Seconds = Field(120.0, gt=0, description="a load without progress for this long fails")
+    first_token_s: Seconds = Field(120.0, gt=0, description="for the completion that proves READY")
+    health_first_s: Seconds = Field(0.25, gt=0, description="first pause between /health polls")
+    health_longest_s: Seconds = Field(10.0, gt=0, description="longest pause between /health polls")
+    health_timeout_s: Seconds = Field(5.0, gt=0, description="of one /health poll")
+    grace_s: Seconds = Field(10.0, gt=0, description="from SIGTERM to SIGKILL of llama-server")
+
+    retry_first_s: Seconds = Field(5.0, description="pause before the first repair")
+    retry_longest_s: Seconds = Field(300.0, description="longest pause between repairs")
+    retry_limit: int = Field(5, ge=0, description="repairs in a row before giving up")
+    ready_earned_s: Seconds = Field(300.0, description="READY for this long forgives failures")
+
+
+def load(toml_text: str, environ: Mapping[str, str], *, default_folder: Path) -> Settings:
+    """Merge defaults, file and environment (``SUPERVISOR_PORT=8200``), the later ones winning.
+
+    Raises:
+        BadSettings: A key is unknown (with the nearest known one) or a value is impossible.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(toml_text)
+    except tomllib.TOMLDecodeError as exc:
+        raise BadSettings(f"the settings file is not TOML: {exc}") from exc
+    for name, text in environ.items():
+        if name.startswith(PREFIX) and name not in CLIENT_VARIABLES:
+            values[name.removeprefix(PREFIX).lower()] = _from_text(name, text)
+    for key in values:
+        if key not in Settings.model_fields:
+            raise BadSettings(f"unknown setting {key!r}{_suggestion(key)}")
+    try:
+        return Settings.model_validate({"data_folder": default_folder, **values})
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        given = first.get("input")
+        raise BadSettings(f"setting {where} = {given!r}: {first['msg'].lower()}") from exc
+
+
+def _from_text(name: str, text: str) -> object:
+    """Lists come as ``a:b``, like PATH; pydantic reads numbers and booleans from text itself."""
+    field = name.removeprefix(PREFIX).lower()
+    return [part for part in text.split(":") if part] if field == "model_folders" else text
+
+
+def _suggestion(key: str) -> str:
+    close = difflib.get_close_matches(key, Settings.model_fields, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint or '; see supervisor.example.toml'}"

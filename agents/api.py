@@ -84,7 +84,7 @@ def create_app(
         Route("/rpc-server/log", get_log),
     ]
     app = Starlette(routes=routes, exception_handlers={errors.ProjectError: _on_error})
-    return SupervisorOnly(app)  # type: ignore[arg-type]
+    return SupervisorOnly(app)
 
 
 async def _body(request: Request) -> Any:

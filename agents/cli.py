@@ -48,13 +48,21 @@ def default_folder() -> Path:
 
 
 def add_join_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("code", help="join code, as printed by 'supervisor up'; - reads SUPERVISOR_JOIN_CODE")
+    parser.add_argument(
+        "code", help="join code, as printed by 'supervisor up'; - reads SUPERVISOR_JOIN_CODE"
+    )
     parser.add_argument("--data", type=Path, default=default_folder(), help="data folder")
     parser.add_argument("--engine", type=Path, help="folder of the llama.cpp programs")
-    parser.add_argument("--host", help="address to listen on (default: the one facing the main host)")
-    parser.add_argument("--port", type=int, help=f"REST port (default: {AGENT_PORT}, or a free one)")
+    parser.add_argument(
+        "--host", help="address to listen on (default: the one facing the main host)"
+    )
+    parser.add_argument(
+        "--port", type=int, help=f"REST port (default: {AGENT_PORT}, or a free one)"
+    )
     parser.add_argument("--name", help="name of this device (default: host name or phone model)")
-    parser.add_argument("--threads", type=int, help="threads of the rpc-server (default: all cores)")
+    parser.add_argument(
+        "--threads", type=int, help="threads of the rpc-server (default: all cores)"
+    )
     parser.add_argument("--json-logs", action="store_true", help="one JSON object per log line")
 
 
@@ -109,7 +117,8 @@ async def run(options: Options) -> None:
     server.sweep()
     try:
         await main_host.join(agent_id, name)
-        await _serve(options, main_host, identity, server, chosen, agent_id, name)
+        reader = facts.FactsReader(agent_id, name, chosen)
+        await _serve(options, main_host, identity, server, reader)
     finally:
         await server.close()
         await main_host.close()
@@ -120,14 +129,11 @@ async def _serve(
     main_host: MainHost,
     identity: Identity,
     server: RpcServer,
-    chosen: EngineFacts | None,
-    agent_id: str,
-    name: str,
+    reader: facts.FactsReader,
 ) -> None:
     address = options.host or ports.local_address_towards(main_host.endpoint.rpartition(":")[0])
     listener = _listen(address, options.port)
-    reader = facts.FactsReader(agent_id, name, chosen)
-    devices = await _devices(chosen)
+    devices = await _devices(reader.engine)
 
     async def read_facts() -> DeviceFacts:
         return await reader.read(devices)
@@ -146,10 +152,10 @@ async def _serve(
     logger.info(
         "agent.started",
         extra={
-            "device": name,
+            "device": reader.name,
             "address": f"{address}:{listener.getsockname()[1]}",
             "main_host": main_host.endpoint,
-            "engine": chosen.folder if chosen else "none",
+            "engine": reader.engine.folder if reader.engine else "none",
         },
     )
     serving = asyncio.create_task(server_web.serve(sockets=[listener]))

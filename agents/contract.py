@@ -160,6 +160,13 @@ class JoinReply:
 
 T = TypeVar("T")
 
+_PLAIN: dict[Any, tuple[type, ...]] = {
+    int: (int,),
+    str: (str,),
+    float: (int, float),
+    bool: (bool,),
+}
+
 
 def read(message: type[T], data: Any) -> T:
     """Build ``message`` from parsed JSON, ignoring unknown fields.
@@ -187,8 +194,8 @@ def _read_field(message: type, name: str, hint: Any, value: Any) -> Any:
             return hint(value)
         except ValueError as exc:
             raise BadMessage(f"{message.__name__}: {name}: {value!r} is not known") from exc
-    plain = {int: int, str: str, float: (int, float), bool: bool}.get(hint)
-    is_wrong = plain is not None and not isinstance(value, plain)
+    plain = _PLAIN.get(hint, ())
+    is_wrong = bool(plain) and not isinstance(value, plain)
     if is_wrong or (hint is int and isinstance(value, bool)):
         raise BadMessage(f"{message.__name__}: {name}: expected {hint.__name__}, got {value!r}")
     return value

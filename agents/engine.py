@@ -20,8 +20,12 @@ RPC_SERVER_NAMES = ("ggml-rpc-server", "rpc-server")
 """Newest first; renamed in June 2026 (llama.cpp PR 25045)."""
 
 _COMMAND_DEADLINE_S = 20.0
-_VERSION = re.compile(r"version: (?P<version>\S+)(?: \((?:build (?P<build>\d+), commit )?(?P<commit>\w+)\))?")
-_DEVICE = re.compile(r"^\s+(?P<name>\S+): (?P<text>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)")
+_VERSION = re.compile(
+    r"version: (?P<version>\S+)(?: \((?:build (?P<build>\d+), commit )?(?P<commit>\w+)\))?"
+)
+_DEVICE = re.compile(
+    r"^\s+(?P<name>\S+): (?P<text>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)"
+)
 _MIB = 1024 * 1024
 
 

@@ -51,7 +51,7 @@ def agent_id(folder: Path) -> str:
 
 
 def usable_cores() -> int:
-    """Cores this process may use, which is less than the machine has on phones and in containers."""
+    """Cores this process may use: fewer than there are, on phones and in containers."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -200,7 +200,7 @@ def _temperature() -> float | None:
 def _output(argv: list[str]) -> str:
     """Output of a short command, or nothing: missing, failing and hanging ones are all unknown."""
     try:
-        done = subprocess.run(  # noqa: S603 - fixed commands
+        done = subprocess.run(
             argv, capture_output=True, text=True, timeout=_SHORT_COMMAND_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
@@ -215,8 +215,8 @@ class FactsReader:
 
     def __init__(self, agent_id: str, name: str, engine: EngineFacts | None) -> None:
         self._agent_id = agent_id
-        self._name = name
-        self._engine = engine
+        self.name = name
+        self.engine = engine
         self._boot_id = boot_id()
         self._battery: tuple[float | None, bool | None, float | None] = (None, None, None)
         self._battery_read_at = float("-inf")
@@ -231,7 +231,7 @@ class FactsReader:
         percent, charging, temperature = self._battery
         return DeviceFacts(
             agent_id=self._agent_id,
-            name=self._name,
+            name=self.name,
             platform=platform_name(),
             machine=platform.machine(),
             boot_id=self._boot_id,
@@ -239,7 +239,7 @@ class FactsReader:
             memory_total_bytes=total,
             memory_available_bytes=available,
             ggml_devices=ggml_devices,
-            engine=self._engine,
+            engine=self.engine,
             battery_percent=percent,
             battery_charging=charging,
             temperature_c=temperature,

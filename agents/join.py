@@ -151,7 +151,7 @@ class MainHost:
         log.info("agent.joined", extra={"main_host": self.endpoint})
 
     async def _authority(self) -> str:
-        """Certificate of the authority, from the first endpoint that answers and is the right one."""
+        """Certificate of the authority, from the first endpoint that answers."""
         failures = []
         for endpoint in self._code.endpoints:
             self.endpoint = endpoint
@@ -188,9 +188,7 @@ class MainHost:
             )
             self._client = self._http(context)
         try:
-            response = await self._client.post(
-                "/heartbeat", json=asdict(message), extensions=_SNI
-            )
+            response = await self._client.post("/heartbeat", json=asdict(message), extensions=_SNI)
         except httpx.HTTPError as exc:
             raise MainHostUnreachable(f"{self.endpoint}: {exc or type(exc).__name__}") from exc
         if response.status_code in (401, 403):

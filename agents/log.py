@@ -72,7 +72,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(
-    process_name: str, *, json_lines: bool = False, level: str = "INFO", stream: TextIO | None = None
+    process_name: str,
+    *,
+    json_lines: bool = False,
+    level: str = "INFO",
+    stream: TextIO | None = None,
 ) -> None:
     """Send all logging of this process to ``stream`` (default: standard error)."""
     handler = logging.StreamHandler(stream or sys.stderr)

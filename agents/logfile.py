@@ -61,6 +61,6 @@ class LogTail:
 
     async def wait_for_lines(self, *, every_s: float = 0.02) -> list[str]:
         """Wait until the log grew. Looks at the file only; the caller sets the deadline."""
-        while not (lines := self.lines()):
+        while not (lines := self.lines()):  # noqa: ASYNC110 - a file cannot wake us
             await asyncio.sleep(every_s)
         return lines

@@ -26,7 +26,7 @@ class Command(IntEnum):
 
 
 CAPABILITIES_BYTES = 24
-"""Connection capabilities in a HELLO since 4.0. All zero is "TCP only": anything else invites RDMA."""
+"""Connection capabilities in a HELLO since 4.0; all zero is "TCP only", the rest invites RDMA."""
 
 HELLO_REPLY_BYTES = 4 + CAPABILITIES_BYTES
 OLD_HELLO_REPLY_BYTES = 3

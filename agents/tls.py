@@ -66,6 +66,12 @@ class PeerProtocol(H11Protocol):
         name = subject.get("commonName", "")
         self.app = _with_peer(self.app, name, certificate.get("serialNumber", ""))
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        # A TLS close waits for the peer's answer, which an idle pooled connection never gives.
+        if self.transport.is_closing() and self.transport.get_write_buffer_size() == 0:
+            self.transport.abort()
+
 
 def _with_peer(application: Any, name: str, serial: str) -> Any:
     async def call(scope: Scope, receive: Receive, send: Send) -> None:

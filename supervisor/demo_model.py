@@ -16,7 +16,6 @@ import os
 import random
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,7 +39,7 @@ home hour how idea important keep know language last learn let life light like l
 machine make many measure more move music name need never new next note now number old only or out
 place plan play point put quick rain remember right river say sentence so song sound star start
 still stop tell that their them then there they through time told very watch water way we well what
-when where white who word work world he one
+when where white who word work world
 """
 
 CHAT_TEMPLATE: Final = (
@@ -51,7 +50,6 @@ CHAT_TEMPLATE: Final = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
 
-CONTEXT_TOKENS: Final = 4096
 ALIGNMENT: Final = 32
 BLOCK_ELEMENTS: Final = 32
 BLOCK_BYTES: Final = 34  # one f16 scale, 32 signed bytes
@@ -114,7 +112,7 @@ class Sizes:
         return self.embedding // self.heads
 
 
-def write_demo_model(  # noqa: PLR0913  (sizes, by keyword)
+def write_demo_model(
     path: Path,
     *,
     layers: int = 8,
@@ -142,8 +140,7 @@ def write_demo_model(  # noqa: PLR0913  (sizes, by keyword)
             _write(file, sizes, random.Random(seed), recite)
         unfinished.replace(path)
     except BaseException:  # an interrupted write must not leave gigabytes either
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
+        unfinished.unlink(missing_ok=True)
         raise
 
 
@@ -157,7 +154,6 @@ def _write(file: BinaryIO, sizes: Sizes, rng: random.Random, recite: bool) -> No
             file.write(struct.pack("<f", 1.0) * tensor.shape[0])
         else:
             file.write(_quantised(tensor, rng, outer.get(tensor.name)))
-    file.write(bytes(-file.tell() % ALIGNMENT))
 
 
 def _tensors(sizes: Sizes, recite: bool) -> Iterator[Tensor]:
@@ -204,24 +200,25 @@ def _random_bytes(rng: random.Random, count: int) -> bytes:
 def _outer(sizes: Sizes, rng: random.Random, recite: bool) -> dict[str, bytes]:
     """Make the token embeddings and the output matrix, without their scales."""
     row_bytes = sizes.embedding // BLOCK_ELEMENTS * BLOCK_BYTES
-    count = len(_tokens())
-    embeddings = [_random_bytes(rng, row_bytes) for _ in range(count)]
-    silent = bytes(row_bytes)  # a logit of exactly 0
-    if not recite:
-        # Only words: never the end, a byte that may be half a character, or a prefix.
-        words = range(FIRST_WORD_TOKEN, FIRST_WORD_TOKEN + len({*_words()}))
-        outputs = [_random_bytes(rng, row_bytes) if t in words else silent for t in range(count)]
-        return {EMBEDDINGS: b"".join(embeddings), OUTPUTS: b"".join(outputs)}
+    embeddings = [_random_bytes(rng, row_bytes) for _ in _tokens()]
+    outputs = [bytes(row_bytes) for _ in _tokens()]  # logits of exactly 0
+    if recite:
+        _chain(embeddings, outputs, _random_bytes(rng, row_bytes))
+    else:  # only words: never the end, a byte that may be half a character, or a prefix
+        for token in range(FIRST_WORD_TOKEN, FIRST_WORD_TOKEN + len({*_words()})):
+            outputs[token] = _random_bytes(rng, row_bytes)
+    return {EMBEDDINGS: b"".join(embeddings), OUTPUTS: b"".join(outputs)}
+
+
+def _chain(embeddings: list[bytes], outputs: list[bytes], shared: bytes) -> None:
+    """Let each word of the sentence follow the one before it, and the first all other tokens."""
     chain = range(FIRST_WORD_TOKEN, FIRST_WORD_TOKEN + len(SENTENCE.split()))
-    shared = _random_bytes(rng, row_bytes)
-    shared_bytes = int(row_bytes * SHARED_PART)
-    for token in set(range(count)).difference(chain):
+    shared_bytes = int(len(shared) * SHARED_PART)
+    for token in set(range(len(embeddings))).difference(chain):
         embeddings[token] = shared[:shared_bytes] + embeddings[token][shared_bytes:]
-    outputs = [silent] * count
     outputs[chain[0]] = shared
     for token, following in zip(chain, (*chain[1:], END), strict=True):
         outputs[following] = embeddings[token]
-    return {EMBEDDINGS: b"".join(embeddings), OUTPUTS: b"".join(outputs)}
 
 
 @cache
@@ -253,7 +250,7 @@ def _metadata(sizes: Sizes, recite: bool) -> dict[str, bytes]:
         "general.architecture": _text("llama"),
         "general.name": _text("Demo (recites one sentence)" if recite else "Demo (random words)"),
         "general.file_type": _u32(7),  # LLAMA_FTYPE_MOSTLY_Q8_0
-        "llama.context_length": _u32(CONTEXT_TOKENS),
+        "llama.context_length": _u32(4096),
         "llama.embedding_length": _u32(sizes.embedding),
         "llama.block_count": _u32(sizes.layers),
         "llama.feed_forward_length": _u32(sizes.feed_forward),
@@ -281,15 +278,15 @@ def _header(metadata: dict[str, bytes], tensors: Sequence[Tensor]) -> bytes:
     for tensor in tensors:
         dimensions = len(tensor.shape)
         layout = f"<I{dimensions}QIQ"
-        header += _string(tensor.name)
-        header += struct.pack(layout, dimensions, *tensor.shape, tensor.type_id, offset)
+        header += _string(tensor.name) + struct.pack(
+            layout, dimensions, *tensor.shape, tensor.type_id, offset
+        )
         offset += tensor.size_bytes + -tensor.size_bytes % ALIGNMENT
     return bytes(header)
 
 
 def _string(text: str) -> bytes:
-    encoded = text.encode()
-    return struct.pack("<Q", len(encoded)) + encoded
+    return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
 def _text(text: str) -> bytes:

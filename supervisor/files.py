@@ -1,4 +1,4 @@
-"""Where the page and the phone scripts are: beside the packages in a checkout, inside in a wheel."""
+"""Where page and phone scripts are: beside the packages in a checkout, inside in a wheel."""
 
 from pathlib import Path
 

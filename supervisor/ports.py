@@ -33,6 +33,8 @@ class AgentPort(Protocol):
 
     async def log(self, offset: int) -> Mapping[str, object]: ...
 
+    async def close(self) -> None: ...
+
 
 class ModelReader(Protocol):
     """Reads what planning needs of a model file."""
@@ -98,6 +100,24 @@ class ServerClient(Protocol):
     async def tokens_per_second(self) -> float | None: ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate with its key, and its serial number as hexadecimal text."""
+
+    certificate_pem: str
+    key_pem: str
+    serial: str
+
+
+class IssuerPort(Protocol):
+    """The cluster's authority."""
+
+    @property
+    def certificate_pem(self) -> str: ...
+
+    def issue(self, name: str) -> Issued: ...
 
 
 class StorePort(Protocol):

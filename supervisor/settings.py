@@ -23,7 +23,9 @@ class Settings(FrozenModel):
     data_folder: Path = Field(description="database, keys, logs; one supervisor per folder")
     host: str = Field("127.0.0.1", description="address of dashboard, REST and /v1")
     port: int = Field(8100, ge=0, le=65535, description="port of dashboard, REST and /v1; 0: any")
-    join_host: str = Field("", description="address for agents; empty: the one of the default route")
+    join_host: str = Field(
+        "", description="address for agents; empty: the one of the default route"
+    )
     join_port: int = Field(JOIN_PORT, ge=0, le=65535, description="TLS port for agents; 0: any")
     join_hours: float = Field(24.0, gt=0, description="how long a join code is good for")
     local_agent: bool = Field(True, description="serve the main host's own device too")

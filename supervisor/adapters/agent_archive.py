@@ -62,7 +62,9 @@ def _files() -> list[tuple[Path, str]]:
             if item.is_absolute() or ".." in item.parts or item.suffix == ".pyc":
                 continue
             if item.suffix in _COMPILED:
-                raise BadSettings(f"{name} has compiled parts ({item}); agent.pyz needs pure Python")
+                raise BadSettings(
+                    f"{name} has compiled parts ({item}); agent.pyz needs pure Python"
+                )
             files.append((Path(str(distribution.locate_file(item))), str(item)))
     return files
 

@@ -3,7 +3,7 @@
 import ssl
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +17,8 @@ from tenacity import (
 from agents import tls
 from agents.contract import DeviceFacts, RpcServerSpec, RpcServerStatus
 from supervisor.errors import AgentRefused, AgentUnreachable
+
+T = TypeVar("T")
 
 _FACTS = TypeAdapter(DeviceFacts)
 _STATUS = TypeAdapter(RpcServerStatus)
@@ -85,7 +87,7 @@ class AgentClient:
                 f"the agent of {self.name} does not answer at {self.endpoint} "
                 f"({exc or type(exc).__name__}); check that it runs and its network"
             ) from exc
-        if response.status_code >= 400:  # noqa: PLR2004 - HTTP
+        if response.status_code >= 400:
             raise self._refusal(response)
         return response.json()
 
@@ -97,7 +99,7 @@ class AgentClient:
             code, detail = "error", f"HTTP {response.status_code}"
         return AgentRefused(f"{self.name}: {detail}", code)
 
-    def _read(self, adapter: TypeAdapter[Any], answer: Any) -> Any:
+    def _read(self, adapter: TypeAdapter[T], answer: Any) -> T:
         try:
             return adapter.validate_python(answer)
         except ValidationError as exc:

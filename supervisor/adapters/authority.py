@@ -1,8 +1,9 @@
 """The cluster's certificate authority, made on first start and kept in the data folder."""
 
+import base64
 import datetime
+import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -13,19 +14,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from agents import tls
 from agents.contract import SUPERVISOR_NAME
 from agents.errors import FolderNotWritable
+from supervisor.ports import Issued
 
 _YEARS = 10
 # Phones have wrong clocks; a certificate that begins tomorrow would lock them out.
 _CLOCK_SLACK = datetime.timedelta(days=2)
-
-
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """A certificate with its key, and its serial number as hexadecimal text."""
-
-    certificate_pem: str
-    key_pem: str
-    serial: str
 
 
 class Authority:
@@ -64,9 +57,6 @@ class Authority:
 
     def server_pin(self) -> str:
         """SHA-256 of the supervisor's public key, as ``curl --pinnedpubkey`` takes it."""
-        import base64
-        import hashlib
-
         certificate = x509.load_pem_x509_certificate(self.supervisor_certificate.read_bytes())
         der = certificate.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo

@@ -195,7 +195,7 @@ class _Cursor:
         self._source = source
         self._window = b""
         self._window_start = 0
-        self._strings_left = MAX_STRINGS
+        self._strings = 0
         self._kept_bytes = 0
 
     @property
@@ -204,6 +204,13 @@ class _Cursor:
 
     def broken(self, problem: str) -> ModelBroken:
         return ModelBroken(f"{self._source.name} {problem}")
+
+    def damaged(self, problem: str) -> ModelBroken:
+        return self.broken(f"is damaged: {problem}; download it again")
+
+    def limit(self, what: str, count: int, limit: int) -> None:
+        if count > limit:
+            raise self.broken(f"claims {count} {what}, at most {limit} are read; choose another")
 
     def take(self, size: int) -> bytes:
         at = self._fill(size)
@@ -221,19 +228,13 @@ class _Cursor:
     def text(self, size: int, limit: int) -> str:
         """Keep the next ``size`` bytes as text; invalid UTF-8 shows as replacement characters."""
         if size > limit:
-            raise self.broken(
-                f"is damaged: a name of {size} bytes before byte {self.position},"
-                f" at most {limit} are possible; download it again"
-            )
+            raise self.damaged(f"a name of {size} bytes before byte {self.position}")
         self.keep(size)
         return self.take(size).decode("utf-8", "replace")
 
     def keep(self, size: int) -> None:
         self._kept_bytes += size
-        if self._kept_bytes > MAX_KEPT_BYTES:
-            raise self.broken(
-                f"has over {MAX_KEPT_BYTES >> 20} MiB of metadata; choose another file"
-            )
+        self.limit("bytes of metadata", self._kept_bytes, MAX_KEPT_BYTES)
 
     def skip(self, size: int) -> None:
         self._need(size)
@@ -241,15 +242,11 @@ class _Cursor:
 
     def skip_strings(self, count: int) -> None:
         """Walk over ``count`` strings without making an object of any."""
-        self._strings_left -= count
-        if self._strings_left < 0:
-            raise self.broken(
-                f"has arrays of over {MAX_STRINGS} texts, the last of {count}; choose another file"
-            )
+        self._strings += count
+        self.limit("texts in arrays", self._strings, MAX_STRINGS)
         while count > 0:
-            at = self._fill(U64.size)
-            window, last = self._window, len(self._window) - U64.size
-            length_at = U64.unpack_from
+            at = self._fill(8)
+            window, last, length_at = self._window, len(self._window) - 8, U64.unpack_from
             while count > 0 and at <= last:
                 at += 8 + length_at(window, at)[0]
                 count -= 1
@@ -280,7 +277,7 @@ class _Cursor:
 def _check_magic(cursor: _Cursor) -> None:
     start = cursor.take(min(8, cursor.size_bytes))
     if not start:
-        raise cursor.broken("is not a GGUF file (it is empty); download it again")
+        raise cursor.broken("is not a GGUF file (starts with nothing: it is empty)")
     if start[:4] != b"GGUF":
         raise cursor.broken(f"is not a GGUF file (starts with {start!r}); give a .gguf file")
     if len(start) < 8:
@@ -295,17 +292,12 @@ def _check_magic(cursor: _Cursor) -> None:
 
 
 def _metadata(cursor: _Cursor, count: int) -> dict[str, object]:
-    if count > MAX_KEYS:
-        raise cursor.broken(
-            f"claims {count} metadata keys, over the limit of {MAX_KEYS}; choose another file"
-        )
+    cursor.limit("metadata keys", count, MAX_KEYS)
     metadata: dict[str, object] = {}
     for _ in range(count):
         key = cursor.text(cursor.u64(), MAX_KEY_BYTES)
         if not key or key in metadata:
-            raise cursor.broken(
-                f"is damaged: metadata key {key[:MAX_SHOWN]!r} is empty or there twice"
-            )
+            raise cursor.damaged(f"metadata key {key[:MAX_SHOWN]!r} is empty or there twice")
         metadata[key] = _value(cursor, key)
     return metadata
 
@@ -345,33 +337,28 @@ def _numbers(cursor: _Cursor, key: str, type_id: int, count: int) -> tuple[objec
 def _scalar(cursor: _Cursor, key: str, type_id: int) -> tuple[str, str]:
     scalar = SCALARS.get(type_id)
     if scalar is None:  # also an array of arrays, which ggml refuses as well
-        raise cursor.broken(f"is damaged: metadata key {key[:MAX_SHOWN]!r} has the type {type_id}")
+        raise cursor.damaged(f"metadata key {key[:MAX_SHOWN]!r} has the type {type_id}")
     return scalar
 
 
 def _alignment(cursor: _Cursor, metadata: Mapping[str, object]) -> int:
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-        raise cursor.broken(
-            f"is damaged: alignment {_shown(alignment)} is not a power of two; download it again"
-        )
+        raise cursor.damaged(f"alignment {_shown(alignment)} is not a power of two")
     return alignment
 
 
 def _tensors(cursor: _Cursor, count: int, alignment: int) -> tuple[TensorInfo, ...]:
-    if count > MAX_TENSORS:
-        raise cursor.broken(
-            f"claims {count} tensors, over the limit of {MAX_TENSORS}; choose another file"
-        )
+    cursor.limit("tensors", count, MAX_TENSORS)
     entries = [_tensor(cursor) for _ in range(count)]
     data_start = _aligned(cursor.position, alignment)
     tensors: list[TensorInfo] = []
     end = 0
     for name, shape, type_id, offset, size in entries:
         if offset != end:  # ggml refuses gaps as well as overlaps
-            raise cursor.broken(
-                f"is damaged: tensor {name!r} starts at byte {offset} of the data, the one before"
-                f" it ends at {end}; download it again"
+            raise cursor.damaged(
+                f"tensor {name!r} starts at byte {offset} of the data, not after the one before it"
+                f" at {end}"
             )
         end = _aligned(offset + size, alignment)
         tensors.append(TensorInfo(name, shape, type_id, data_start + offset, size))
@@ -385,7 +372,7 @@ def _tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int, int]:
     name = cursor.text(cursor.u64(), MAX_NAME_BYTES)
     dimensions = cursor.u32()
     if dimensions > MAX_DIMENSIONS:
-        raise cursor.broken(f"is damaged: tensor {name!r} has {dimensions} dimensions")
+        raise cursor.damaged(f"tensor {name!r} has {dimensions} dimensions")
     shape = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions))
     type_id, offset = cursor.u32(), cursor.u64()
     try:

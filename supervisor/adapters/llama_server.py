@@ -67,7 +67,7 @@ class LlamaServerClient:
         return Answer(tokens, timings.get("predicted_per_second"))
 
     async def tokens_per_second(self) -> float | None:
-        """Average generation speed of the latest requests, from ``/metrics``; ``None`` if unknown."""
+        """Average generation speed, from ``/metrics``; ``None`` if unknown."""
         try:
             response = await self._http.get("/metrics", timeout=2.0)
         except httpx.TransportError:

@@ -54,7 +54,7 @@ def create_join_app(
             return problem(
                 403,
                 BadToken.code,
-                "this device was removed or has joined anew elsewhere; join it again with a new code",
+                "this device was removed, or joined anew; join it again with a new code",
             )
         message = await _read(_HEARTBEAT, request)
         peer = request.client.host if request.client else ""

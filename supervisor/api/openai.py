@@ -25,9 +25,9 @@ _HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length"
 
 def _openai_error(error: ProjectError) -> JSONResponse:
     status = status_of(error)
-    kind = "invalid_request_error" if status < 500 else "server_error"  # noqa: PLR2004
+    kind = "invalid_request_error" if status < 500 else "server_error"
     body = {"error": {"message": str(error), "type": kind, "code": error.code}}
-    return JSONResponse(body, status, headers={"Retry-After": "5"} if status == 503 else None)  # noqa: PLR2004
+    return JSONResponse(body, status, headers={"Retry-After": "5"} if status == 503 else None)
 
 
 def create_router(reconciler: Reconciler, http: httpx.AsyncClient) -> APIRouter:

@@ -116,7 +116,7 @@ class Snapshot(FrozenModel):
     deployments: list[Deployment]
 
 
-def create_router(services: Services) -> APIRouter:  # noqa: PLR0915 - a list of small routes
+def create_router(services: Services) -> APIRouter:
     """All routes under ``/api``."""
     router = APIRouter(prefix="/api")
     registry, reconciler = services.registry, services.reconciler
@@ -237,7 +237,7 @@ async def _log(services: Services, name: str, process: str, offset: int) -> LogC
     if process != LLAMA_SERVER:
         device = services.registry.find(process)
         chunk = await services.registry.agent(device.id).log(offset)
-        return LogChunk(process=process, **dict(chunk))  # type: ignore[arg-type]
+        return LogChunk(process=process, **dict(chunk))
     launch_id = deployment.launch_id
     if launch_id is None:
         raise DeploymentUnknown(f"deployment {name} was not launched since the supervisor started")

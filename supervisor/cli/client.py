@@ -42,7 +42,7 @@ class Client:
     def events(self) -> Iterator[tuple[str, Any]]:
         """Name and body of every event, the snapshot first."""
         try:
-            with self._http.stream("GET", "/api/events", timeout=None) as response:  # noqa: S113
+            with self._http.stream("GET", "/api/events", timeout=None) as response:
                 if response.is_error:
                     response.read()
                     raise _refusal(response)

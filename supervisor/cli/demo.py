@@ -8,8 +8,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,17 @@ async def _demo(
     stop: asyncio.Event,
 ) -> None:
     folder = Path(tempfile.mkdtemp(prefix="supervisor-demo-"))
+    children = _Children(folder)
     try:
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(children.stop)
             show = _Steps(stack.enter_context(_progress(as_json)))
             making = asyncio.create_task(_made_model(folder, model))
-            url = await show("starting the supervisor", _supervisor(stack, folder, port))
+            url = await show("starting the supervisor", _supervisor(children, folder, port))
             http = await stack.enter_async_context(
                 httpx.AsyncClient(base_url=url, timeout=30, trust_env=False)
             )
-            await show(f"joining {workers} devices", _agents(stack, http, folder, workers))
+            await show(f"joining {workers} devices", _agents(children, http, folder, workers))
             path = await show("making a small model", making)
             launched = await show("launching", _launch(http, path, show.describe))
             answer = await show("asking", _ask(http, launched["id"]))
@@ -125,32 +127,40 @@ async def _made_model(folder: Path, model: Path | None) -> Path:
     return path
 
 
-@asynccontextmanager
-async def _child(
-    name: str, argv: list[str], folder: Path, environment: dict[str, str]
-) -> AsyncIterator[Child]:
-    """A program of ours; told to stop, and awaited, at the end."""
-    child = await process.spawn(
-        name,
-        argv,
-        log_path=folder / f"{name}-1.log",
-        environment={**os.environ, **environment},
-        parent_death_signal=signal.SIGTERM,
-    )
-    try:
-        yield child
-    finally:
-        await child.stop(grace_s=_GRACE_S)
+class _Children:
+    """Programs of ours: the supervisor, then the agents. None outlives the demo."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started: list[Child] = []
+
+    async def start(self, name: str, argv: list[str], environment: dict[str, str]) -> Child:
+        child = await process.spawn(
+            name,
+            argv,
+            log_path=self._folder / f"{name}-1.log",
+            environment={**os.environ, **environment},
+            # SIGTERM, not SIGKILL: they must still end their own children.
+            parent_death_signal=signal.SIGTERM,
+        )
+        self._started.append(child)
+        return child
+
+    async def stop(self) -> None:
+        """The supervisor first, since it ends its launch through the agents."""
+        for child in self._started[:1]:
+            await child.stop(grace_s=_GRACE_S)
+        await asyncio.gather(*(child.stop(grace_s=_GRACE_S) for child in self._started[1:]))
 
 
-async def _supervisor(stack: AsyncExitStack, folder: Path, port: int | None) -> str:
+async def _supervisor(children: _Children, folder: Path, port: int | None) -> str:
     """Start a supervisor; returns its URL."""
     if port is None:
         port = _DASHBOARD_PORT if ports.is_free("127.0.0.1", _DASHBOARD_PORT) else 0
     data = folder / "supervisor"
     argv = [sys.executable, "-m", "supervisor", "up", "--data", str(data), "--no-agent"]
     argv += ["--port", str(port), "--join-host", "127.0.0.1", "--join-port", "0"]
-    child = await stack.enter_async_context(_child("supervisor", argv, folder, {}))
+    child = await children.start("supervisor", argv, {})
     run_file = data / "run.json"
     deadline_s = time.monotonic() + _START_S
     while not run_file.exists():
@@ -165,25 +175,22 @@ def _check_alive(child: Child, deadline_s: float) -> None:
         raise SupervisorUnreachable(f"the {child.name} did not start: {last[0]}")
 
 
-async def _agents(
-    stack: AsyncExitStack, http: httpx.AsyncClient, folder: Path, workers: int
-) -> None:
+async def _agents(children: _Children, http: httpx.AsyncClient, folder: Path, workers: int) -> None:
     """Start the agents and wait until all their devices are ready."""
     code = (await http.get("/api/join-code")).json()["code"]
     threads = max(usable_cores() // workers, 1)
-    children = []
+    started = []
     for number in range(1, workers + 1):
         name = f"worker-{number}"
         argv = [sys.executable, "-m", "agents", "join", "-", "--data", str(folder / name)]
         argv += ["--name", name, "--threads", str(threads)]
-        environment = {CODE_VARIABLE: code}
-        children.append(await stack.enter_async_context(_child(name, argv, folder, environment)))
+        started.append(await children.start(name, argv, {CODE_VARIABLE: code}))
     deadline_s = time.monotonic() + _START_S
     while True:
         devices = (await http.get("/api/devices")).json()
         if sum(device["state"] == "ready" for device in devices) >= workers:
             return
-        for child in children:
+        for child in started:
             _check_alive(child, deadline_s)
         broken = [d for d in devices if d["state"] in ("unusable", "incompatible")]
         if broken:
@@ -222,7 +229,8 @@ async def _ask(http: httpx.AsyncClient, model: str) -> dict[str, Any]:
     }
     started_s = time.monotonic()
     first_s = None
-    text, timings = "", {}
+    text = ""
+    timings: dict[str, Any] = {}
     async with http.stream("POST", "/v1/chat/completions", json=request, timeout=300) as answer:
         if answer.is_error:
             raise DeploymentNotReady((await answer.aread()).decode(errors="replace"))
@@ -287,6 +295,8 @@ def _print(facts: dict[str, Any], once: bool) -> None:
         f"first token after {answer['time_to_first_token_s']} s[/]"
     )
     say()
-    say(f"[bold]dashboard[/]  {facts['dashboard']}    [bold]OpenAI API[/]  {facts['openai_endpoint']}")
+    say(
+        f"[bold]dashboard[/]  {facts['dashboard']}    [bold]OpenAI API[/]  {facts['openai_endpoint']}"
+    )
     if not once:
         say("[dim]Ctrl-C stops everything[/]")

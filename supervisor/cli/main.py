@@ -235,7 +235,9 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",") if part]
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of whole numbers", param_hint="--split") from None
+        raise typer.BadParameter(
+            f"{text!r} is not a list of whole numbers", param_hint="--split"
+        ) from None
 
 
 @app.command()

@@ -93,7 +93,9 @@ def timeline_text(timeline: list[dict[str, Any]]) -> str:
 
 def plan_table(plan: dict[str, Any]) -> Table:
     """Layers per device."""
-    made = table(f"Plan for {plan['model']['name']}", "device", "on", "layers", "weights", "available")
+    made = table(
+        f"Plan for {plan['model']['name']}", "device", "on", "layers", "weights", "available"
+    )
     for shard in plan["shards"]:
         output = " (with the output layer)" if shard["has_output"] else ""
         made.add_row(

@@ -3,9 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from agents.errors import EngineWithoutRpc, PortInUse
+from agents.errors import EngineWithoutRpc, PortInUse, ProjectError
 from supervisor.errors import (
-    EngineError,
     EngineExited,
     EngineOutOfMemory,
     EngineRefusedFlag,
@@ -19,7 +18,7 @@ from supervisor.errors import (
 
 # Match on the text, never on the source line number or path: both move with every build.
 # The first pattern that is found anywhere in the tail wins, so causes come before consequences.
-_CAUSES: tuple[tuple[str, type[Exception], str], ...] = (
+_CAUSES: tuple[tuple[str, type[ProjectError], str], ...] = (
     (r"RPC not supported in this build", EngineWithoutRpc, "rebuild llama.cpp with -DGGML_RPC=ON"),
     (r"error: invalid argument: \S+", EngineRefusedFlag, "this build lacks the option; update it"),
     (r"RPC handshake failed for (?P<who>\S+)", WorkerIncompatible, "install one build everywhere"),
@@ -51,7 +50,7 @@ _CAUSES: tuple[tuple[str, type[Exception], str], ...] = (
 )
 
 
-def explain_exit(how: str, log_tail: Sequence[str], phase: str) -> Exception:
+def explain_exit(how: str, log_tail: Sequence[str], phase: str) -> ProjectError:
     """The error for a llama-server that ended by itself.
 
     Args:
@@ -67,11 +66,3 @@ def explain_exit(how: str, log_tail: Sequence[str], phase: str) -> Exception:
     return EngineExited(
         f"llama-server {how} during {phase}; its last line was: {last}; see its log"
     )
-
-
-def worker_named(error: Exception, workers: Sequence[tuple[str, str]]) -> Exception:
-    """Put device names where the message of an engine error has endpoints."""
-    text = str(error)
-    for device, endpoint in workers:
-        text = text.replace(endpoint, f"{device} ({endpoint})")
-    return type(error)(text) if isinstance(error, EngineError) else error

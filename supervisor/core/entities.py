@@ -14,7 +14,7 @@ LaunchId = NewType("LaunchId", int)
 ByteCount = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 MAX_REMOTE_DEVICES = 14
-"""llama.cpp's scheduler takes 16 backends with the CPU and BLAS ones (llamacpp: ggml-backend.cpp)."""
+"""llama.cpp's scheduler takes 16 backends, the CPU and BLAS ones among them (ggml-backend.cpp)."""
 
 
 class FrozenModel(BaseModel):

@@ -1,4 +1,4 @@
-"""State machine of a deployment. ``TABLE`` is the whole truth; ``docs/architecture.md`` draws it."""
+"""State machine of a deployment. ``TABLE`` is the truth; ``docs/architecture.md`` draws it."""
 
 from enum import StrEnum
 

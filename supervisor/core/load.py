@@ -89,9 +89,7 @@ def observe_worker(
         # Two clock ticks: less is the bookkeeping of an idle process.
         has_moved |= cpu_s >= cpu.get(device, 0.0) + 0.02
         cpu[device] = max(cpu_s, cpu.get(device, 0.0)) if has_moved else cpu.get(device, cpu_s)
-    load = replace(
-        load, resident_bytes=tuple(resident.items()), cpu_s=tuple(cpu.items())
-    )
+    load = replace(load, resident_bytes=tuple(resident.items()), cpu_s=tuple(cpu.items()))
     if not has_moved:
         return load
     return replace(load, progress_at_s=now_s, last_seen=f"{device} receiving weights")

@@ -83,7 +83,9 @@ def proportional(weights: Sequence[int], total: int) -> list[int]:
     return counts
 
 
-def _left_out(candidates: Sequence[Candidate], chosen: Sequence[Candidate], total: int) -> list[str]:
+def _left_out(
+    candidates: Sequence[Candidate], chosen: Sequence[Candidate], total: int
+) -> list[str]:
     if len(candidates) == len(chosen):
         return []
     names = ", ".join(c.device for c in candidates[len(chosen) :])

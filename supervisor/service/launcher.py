@@ -143,7 +143,9 @@ class Planner:
     def _why_none(self) -> str:
         devices = self._tools.registry.devices()
         if not devices:
-            return "no device has joined; run 'supervisor join CODE' on one (see 'supervisor invite')"
+            return (
+                "no device has joined; run 'supervisor join CODE' on one (see 'supervisor invite')"
+            )
         why = "; ".join(
             f"{d.name}: {d.reason or (f'used by {d.used_by}' if d.used_by else d.state)}"
             for d in devices

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_result, wait_exponential
 
@@ -65,7 +66,7 @@ class LoadWatch:
             asyncio.create_task(self._follow_workers()),
             asyncio.create_task(self._guard()),
         ]
-        tasks = [healthy, exiting, *others]
+        tasks: list[asyncio.Task[Any]] = [healthy, exiting, *others]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if exiting in done:
@@ -114,7 +115,9 @@ class LoadWatch:
         """Ask the agents, never the rpc ports, whether their rpc-servers receive anything."""
         while True:
             await asyncio.sleep(_WORKERS_EVERY_S)
-            await asyncio.gather(*(self._ask(name, agent) for name, agent in self._workers.values()))
+            await asyncio.gather(
+                *(self._ask(name, agent) for name, agent in self._workers.values())
+            )
             self._on_loaded(
                 {
                     name: max(bytes_ - self._first_resident.get(name, 0), 0)
@@ -153,8 +156,8 @@ class LoadWatch:
         seen = f"last seen: {late.last_seen}"
         if late.phase is core.Phase.CONNECT:
             return ConnectStalled(
-                f"llama-server did not finish connecting to its workers within {late.waited_s:.0f} s "
-                f"(phase: connect; {suspect}; {seen}); something else may hold that worker's rpc "
+                "llama-server did not finish connecting to its workers within "
+                f"{late.waited_s:.0f} s (phase: connect; {suspect}; {seen}); something else may hold that worker's rpc "
                 "port, or its network drops packets; restart that device's agent"
             )
         return LoadStalled(
@@ -199,7 +202,7 @@ class LoadWatch:
             self._update(core.observe_port_open(self._load, time.monotonic()))
 
 
-async def _cancel_all(tasks: Iterable[asyncio.Task[None] | asyncio.Task[int]]) -> None:
+async def _cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

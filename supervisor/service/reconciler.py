@@ -127,7 +127,9 @@ class Reconciler:
             DeploymentUnknown, DeploymentNotReady
         """
         live = [a.deployment for a in self._actors.values() if a.deployment.state in LIVE_STATES]
-        matches = [d for d in live if model in (None, "", d.id, d.spec.model, Path(d.spec.model).stem)]
+        matches = [
+            d for d in live if model in (None, "", d.id, d.spec.model, Path(d.spec.model).stem)
+        ]
         if not matches and len(live) == 1:
             matches = live  # tools send any model name; with one deployment there is no doubt
         if not matches:
@@ -137,7 +139,8 @@ class Reconciler:
         if chosen.state is not State.READY:
             detail = f" ({chosen.phase})" if chosen.phase else ""
             raise DeploymentNotReady(
-                f"deployment {chosen.id} is {chosen.state}{detail}; {chosen.reason or 'wait for it'}"
+                f"deployment {chosen.id} is {chosen.state}{detail}; "
+                f"{chosen.reason or 'wait for it'}"
             )
         return chosen
 
@@ -257,7 +260,7 @@ class _Actor:
             return await work.get(self.deployment.state, _idle)(), None
         except ProjectError as exc:
             return self._judged(), exc
-        except Exception as exc:  # noqa: BLE001 - see below
+        except Exception as exc:
             # The one place where a bug is caught: the attempt ends, everything else goes on.
             log.exception("deployment.bug", extra={"deployment": self.deployment.id})
             return self._judged(), ProjectError(f"internal error: {exc!r}; please report it")

@@ -15,7 +15,7 @@ from agents.contract import DeviceFacts, Heartbeat, JoinReply, JoinRequest, RpcS
 from supervisor.core.entities import AgentId, DeploymentId, Device
 from supervisor.core.membership import DeviceCondition, assess
 from supervisor.errors import BadToken, DeviceUnknown
-from supervisor.ports import AgentPort
+from supervisor.ports import AgentPort, IssuerPort
 from supervisor.service.events import EventBus
 from supervisor.settings import Settings
 
@@ -38,21 +38,6 @@ class RegistryStore(Protocol):
     def spend_token(self, token_hash: str, now_s: float) -> str: ...
 
 
-class Issuer(Protocol):
-    """Makes identities."""
-
-    @property
-    def certificate_pem(self) -> str: ...
-
-    def issue(self, name: str): ...  # type: ignore[no-untyped-def]
-
-
-class AgentConnector(Protocol):
-    """Makes clients of agents."""
-
-    def __call__(self, agent_id: str, name: str, address: str, port: int) -> AgentPort: ...
-
-
 @dataclass(slots=True)
 class _Entry:
     name: str
@@ -71,12 +56,12 @@ class _Entry:
 class Registry:
     """Owns the list of devices."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - its parts, passed once by the composition root
         self,
         settings: Settings,
         store: RegistryStore,
-        issuer: Issuer,
-        connect: AgentConnector,
+        issuer: IssuerPort,
+        connect: Callable[[str, str, str, int], AgentPort],
         bus: EventBus,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

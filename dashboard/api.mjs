@@ -5,10 +5,9 @@ const TIMEOUT_MS = 20_000;
 const STREAM_EVENTS = ["snapshot", "device", "device_removed", "deployment", "deployment_removed"];
 
 export class ApiError extends Error {
-  /** @param {number} status @param {string} code @param {string} detail */
-  constructor(status, code, detail) {
+  /** @param {string} code @param {string} detail */
+  constructor(code, detail) {
     super(detail);
-    this.status = status;
     this.code = code;
   }
 }
@@ -24,16 +23,12 @@ async function request(method, path, body) {
     body: body === undefined ? undefined : JSON.stringify(body),
     signal: AbortSignal.timeout(TIMEOUT_MS),
   }).catch(() => {
-    throw new ApiError(0, "unreachable", "The main host does not answer; is its supervisor running?");
+    throw new ApiError("unreachable", "The main host does not answer; is its supervisor running?");
   });
   const answer = await response.json().catch(() => null);
   if (response.ok) return answer;
-  const detail = answer?.detail ?? answer?.title;
-  throw new ApiError(
-    response.status,
-    answer?.code ?? "",
-    typeof detail === "string" ? detail : `The main host answered ${response.status}.`,
-  );
+  const detail = typeof answer?.detail === "string" ? answer.detail : `The main host answered ${response.status}.`;
+  throw new ApiError(answer?.code ?? "", detail);
 }
 
 const deployment = (/** @type {string} */ id) => `/api/deployments/${encodeURIComponent(id)}`;

@@ -1,9 +1,8 @@
 // @ts-check
-// Wiring: events in, state on, page out. Decisions live in state.mjs, looks in render.mjs.
+// Wiring: events in, state on, page out. Decisions live in state.mjs, looks in the views.
 
 import { api, ApiError, follow } from "./api.mjs";
-import { processes } from "./deployment_view.mjs";
-import { sortedDevices } from "./devices_view.mjs";
+import { readyDevices } from "./devices_view.mjs";
 import { deploymentName, parseSplit } from "./format.mjs";
 import { byId, render } from "./render.mjs";
 import { initial, reduce } from "./state.mjs";
@@ -14,34 +13,35 @@ const COPIED_MS = 2000;
 const STALE_MS = 30_000;
 
 let state = initial;
-let isRenderDue = false;
+let isDrawDue = false;
+
+const now_ms = () => Date.now() + state.skew_ms;
 
 /** @param {string} type @param {any} [data] */
 function dispatch(type, data) {
   state = reduce(state, { type, data, at_ms: Date.now() });
-  if (isRenderDue) return;
-  isRenderDue = true;
-  requestAnimationFrame(draw);
+  if (!isDrawDue) requestAnimationFrame(draw);
+  isDrawDue = true;
 }
 
 function draw() {
-  isRenderDue = false;
-  render(state, Date.now());
+  isDrawDue = false;
+  render(state, now_ms());
   for (const log of document.querySelectorAll("[data-follow]")) log.scrollTop = log.scrollHeight;
 }
 
 /**
- * Ask the server. A missing key shows the sign-in form; any other refusal goes to `onRefused`.
- * @param {Promise<any>} answer @param {(detail: string) => void} [onRefused]
+ * Await an answer. A missing key shows the sign-in form; what else goes wrong, `onRefused` shows.
+ * @param {Promise<any>} answer @param {(error: string) => void} [onRefused]
  * @returns {Promise<{value: any} | null>}
  */
-async function ask(answer, onRefused = () => {}) {
+async function ask(answer, onRefused) {
   try {
     return { value: await answer };
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     if (error.code === "key_required") signOut();
-    onRefused(error.message);
+    onRefused?.(error.message);
     return null;
   }
 }
@@ -54,24 +54,24 @@ let retryTimer = 0;
 function connect() {
   endStream();
   clearTimeout(retryTimer);
-  endStream = follow(
-    (type, data) => {
-      dispatch(type, data);
-      if (type === "snapshot") loadModels();
-      if (type === "deployment") refreshPanels(data.id);
-    },
-    (isClosed) => {
-      dispatch("disconnected");
-      if (isClosed) retryLater();
-    },
-  );
+  endStream = follow(onEvent, (isClosed) => {
+    dispatch("disconnected");
+    if (!isClosed) return;
+    // The browser gave up and does not say why: any other request tells whether the key is missing.
+    clearTimeout(retryTimer);
+    retryTimer = setTimeout(connect, RETRY_MS);
+    loadModels();
+  });
 }
 
-/** The browser gave up, which says nothing of the cause: ask, so that a missing key is seen. */
-async function retryLater() {
-  clearTimeout(retryTimer);
-  retryTimer = setTimeout(connect, RETRY_MS);
-  await loadModels();
+/** @param {string} type @param {any} data */
+function onEvent(type, data) {
+  dispatch(type, data);
+  if (type === "snapshot") loadModels();
+  // An open panel follows its deployment to the next launch.
+  for (const [id, { launch_id }] of Object.entries(state.commands)) {
+    if (state.deployments[id].launch_id !== launch_id) openCommands(id);
+  }
 }
 
 function signOut() {
@@ -91,9 +91,9 @@ async function loadModels() {
 
 /** @param {HTMLFormElement} form */
 async function signIn(form) {
-  dispatch("sign_in_sent");
+  dispatch("sign_in", { busy: true });
   const key = String(new FormData(form).get("key")).trim();
-  const answer = await ask(api.signIn(key), (detail) => dispatch("sign_in_refused", { detail }));
+  const answer = await ask(api.signIn(key), (error) => dispatch("sign_in", { error }));
   if (!answer) return;
   form.reset();
   dispatch("signed_in");
@@ -102,26 +102,18 @@ async function signIn(form) {
 
 /** @param {HTMLFormElement} form */
 async function launch(form) {
-  const refused = (/** @type {string} */ detail) => dispatch("launch_refused", { detail });
   const fields = new FormData(form);
-  const split = parseSplit(String(fields.get("split")));
-  if (!split) return refused("The split is a list of whole numbers, like 12, 12, 9.");
-  let devices = fields.getAll("devices").map(String);
-  // A split is by position, so the order that the form shows is sent with it.
-  if (split.length && !devices.length) {
-    devices = sortedDevices(state).filter((device) => device.state === "ready").map((device) => device.name);
-  }
-  const name = String(fields.get("name")).trim();
-  dispatch("launch_sent");
-  const answer = await ask(api.launch({
-    model: String(fields.get("model")).trim(),
-    ctx_tokens: Number(fields.get("ctx_tokens")),
-    ...(name && { name }),
-    ...(devices.length && { devices }),
-    ...(split.length && { split }),
-  }), refused);
+  const text = (/** @type {string} */ field) => String(fields.get(field)).trim();
+  const split = parseSplit(text("split"));
+  if (!split) return dispatch("launch", { error: "Layers per device are whole numbers, like 12, 12, 9." });
+  let devices = fields.getAll("devices");
+  // A split goes by position, so the order that the form shows is sent with it.
+  if (split.length && !devices.length) devices = readyDevices(state).map((device) => device.name);
+  const spec = { model: text("model"), name: text("name") || undefined, ctx_tokens: Number(text("ctx_tokens")), devices, split };
+  dispatch("launch", { busy: true });
+  const answer = await ask(api.launch(spec), (error) => dispatch("launch", { error }));
   if (!answer) return;
-  dispatch("launch_accepted");
+  dispatch("launch", {});
   requestAnimationFrame(() => document.getElementById(`deployment-${answer.value.id}`)?.scrollIntoView({ block: "nearest" }));
 }
 
@@ -129,9 +121,9 @@ async function launch(form) {
 
 /** @param {"start" | "stop" | "remove"} action @param {string} id */
 async function act(action, id) {
-  dispatch("action_sent", { id });
-  const answer = await ask(api[action](id), (detail) => dispatch("action_failed", { id, detail }));
-  if (answer) dispatch("action_done", { id });
+  dispatch("action", { id, busy: true });
+  const answer = await ask(api[action](id), (error) => dispatch("action", { id, error }));
+  if (answer) dispatch("action", { id });
 }
 
 /** @param {string} id */
@@ -145,32 +137,14 @@ function confirmRemoval(id) {
 
 /** @param {string} id */
 async function openCommands(id) {
-  const launch_id = state.deployments[id]?.launch_id;
-  if (launch_id == null) return;
+  const { launch_id } = state.deployments[id];
   dispatch("commands_opened", { id, launch_id });
+  if (launch_id === null) return;
   const answer = await ask(Promise.all([api.record(launch_id), api.shell(launch_id)]),
     (error) => dispatch("commands", { id, launch_id, error }));
-  if (answer) dispatch("commands", { id, launch_id, record: answer.value[0], commands: answer.value[1].commands });
-}
-
-/** An open panel follows its deployment to the next launch. @param {string} id */
-function refreshPanels(id) {
-  const panel = state.commands[id];
-  if (panel && panel.launch_id !== state.deployments[id]?.launch_id) openCommands(id);
-}
-
-/** @type {Set<string>} */
-const readingLogs = new Set();
-
-/** @param {string} id */
-async function readLog(id) {
-  const log = state.logs[id];
-  if (!log || readingLogs.has(id)) return;
-  readingLogs.add(id);
-  const { process, offset } = log;
-  const answer = await ask(api.logs(id, process, offset), (detail) => dispatch("log_failed", { id, process, detail }));
-  readingLogs.delete(id);
-  if (answer) dispatch("log_chunk", { id, from: offset, chunk: answer.value });
+  if (!answer) return;
+  const [record, { commands }] = answer.value;
+  dispatch("commands", { id, launch_id, record, commands });
 }
 
 /** @param {string} id @param {string} process */
@@ -179,21 +153,40 @@ function openLog(id, process) {
   readLog(id);
 }
 
+/** Ids of the logs that are being asked for. @type {Set<string>} */
+const reading = new Set();
+
+/** @param {string} id */
+async function readLog(id) {
+  if (reading.has(id)) return;
+  reading.add(id);
+  const { process, offset } = state.logs[id];
+  const answer = await ask(api.logs(id, process, offset), (error) => dispatch("log_failed", { id, process, error }));
+  reading.delete(id);
+  if (answer) dispatch("log_chunk", { id, from: offset, chunk: answer.value });
+}
+
+async function openJoin() {
+  dispatch("join");
+  /** @type {HTMLDialogElement} */ (byId("join-dialog")).showModal();
+  const answer = await ask(api.joinCode(), (error) => dispatch("join", { error }));
+  if (answer) dispatch("join", { join: answer.value });
+}
+
 // Copying
 
-/** @param {HTMLElement} button */
-async function copy(button) {
-  const key = button.dataset.key ?? "";
+/** @param {HTMLElement} button @param {string} key id of the element to copy */
+async function copy(button, key) {
   const source = byId(key);
   const isCopied = await copyText(source.textContent ?? "", button.closest("dialog") ?? document.body);
   button.focus();
-  if (!isCopied) return getSelection()?.selectAllChildren(source); // left to the user's own Ctrl+C
+  if (!isCopied) return getSelection()?.selectAllChildren(source); // ready for the user's own Ctrl+C
   dispatch("copied", { key });
   setTimeout(() => state.copied === key && dispatch("copied", { key: "" }), COPIED_MS);
 }
 
 /**
- * Copy without the clipboard API too: browsers offer it over https and on localhost only.
+ * Browsers offer the clipboard API over https and on localhost only; the old way works everywhere.
  * @param {string} text @param {Element} host an open dialog, outside of which nothing can be selected
  */
 async function copyText(text, host) {
@@ -203,7 +196,6 @@ async function copyText(text, host) {
   } catch {
     const area = document.createElement("textarea");
     area.value = text;
-    area.readOnly = true;
     area.className = "hidden-text";
     host.append(area);
     area.select();
@@ -215,57 +207,50 @@ async function copyText(text, host) {
 
 // Page events, all delegated, so that views hold no functions
 
-/** @type {Record<string, (target: HTMLElement, id: string) => void>} */
+/** @type {Record<string, (target: any, data: Record<string, any>) => unknown>} */
 const ACTIONS = {
-  copy: (target) => copy(target),
-  start: (_, id) => act("start", id),
-  stop: (_, id) => act("stop", id),
-  remove: (_, id) => confirmRemoval(id),
-  "add-device": () => openJoin(),
+  "add-device": openJoin,
+  "copy": (button, { key }) => copy(button, key),
+  "start": (_, { id }) => act("start", id),
+  "stop": (_, { id }) => act("stop", id),
+  "remove": (_, { id }) => confirmRemoval(id),
+  "log-process": (select, { id }) => openLog(id, select.value),
+  "log-follow": (box, { id }) => dispatch("logs_follow", { id, follow: box.checked }),
 };
 
-async function openJoin() {
-  dispatch("join_requested");
-  /** @type {HTMLDialogElement} */ (byId("join-dialog")).showModal();
-  const answer = await ask(api.joinCode(), (detail) => dispatch("join_failed", { detail }));
-  if (answer) dispatch("join_code", answer.value);
+/** @param {globalThis.Event} event */
+function onAction({ type, target }) {
+  const element = target instanceof Element && target.closest("[data-action]");
+  if (!(element instanceof HTMLElement)) return;
+  const isButton = element instanceof HTMLButtonElement;
+  if (isButton === (type === "click")) ACTIONS[element.dataset.action ?? ""]?.(element, element.dataset);
 }
-
-document.addEventListener("click", ({ target }) => {
-  const button = target instanceof Element ? target.closest("button[data-action]") : null;
-  if (button instanceof HTMLElement) ACTIONS[button.dataset.action ?? ""]?.(button, button.dataset.id ?? "");
-});
-
-document.addEventListener("change", ({ target }) => {
-  if (!(target instanceof HTMLElement)) return;
-  const { action, id = "" } = target.dataset;
-  if (action === "log-process" && target instanceof HTMLSelectElement) openLog(id, target.value);
-  if (action === "log-follow" && target instanceof HTMLInputElement) dispatch("logs_follow", { id, follow: target.checked });
-});
+addEventListener("click", onAction);
+addEventListener("change", onAction);
 
 // `toggle` does not bubble, but it can be captured.
-document.addEventListener("toggle", ({ target }) => {
+addEventListener("toggle", ({ target }) => {
   if (!(target instanceof HTMLDetailsElement)) return;
   const { panel, id = "" } = target.dataset;
-  if (panel === "commands") target.open ? openCommands(id) : dispatch("commands_closed", { id });
-  if (panel === "logs") target.open ? openLog(id, processes(state.deployments[id])[0]) : dispatch("logs_closed", { id });
+  if (!panel || !state.deployments[id]) return;
+  if (!target.open) dispatch(`${panel}_closed`, { id });
+  else if (panel === "logs") openLog(id, "llama-server");
+  else openCommands(id);
 }, true);
 
-document.addEventListener("submit", (event) => {
+addEventListener("submit", (event) => {
   const form = /** @type {HTMLFormElement} */ (event.target);
   if (form.method === "dialog") return;
   event.preventDefault();
-  if (form.id === "sign-in-form") signIn(form);
   if (form.id === "launch-form") launch(form);
+  else signIn(form);
 });
 
-// A sleeping computer or phone wakes with a stream that only looks alive.
-const reconnectIfStale = () => {
-  const isStale = Date.now() - state.updated_ms > STALE_MS;
+// A computer or phone that slept wakes with a stream that only looks alive.
+addEventListener("visibilitychange", () => {
+  const isStale = now_ms() - state.updated_ms > STALE_MS;
   if (!document.hidden && isStale && state.connection !== "signed_out") connect();
-};
-document.addEventListener("visibilitychange", reconnectIfStale);
-addEventListener("online", reconnectIfStale);
+});
 
 setInterval(() => {
   if (document.hidden) return;

@@ -1,6 +1,6 @@
 // @ts-check
-// A small virtual tree: views describe what should be there, `patch` changes what differs. Focus,
-// open disclosures and scroll positions survive because unchanged elements are never replaced.
+// A small virtual tree: views say what should be there, `patch` changes what differs. Focus, open
+// disclosures and scroll positions survive, because elements that stay are never replaced.
 
 /**
  * @typedef {{tag: string, props: Record<string, any>, children: Child[]}} VNode
@@ -17,23 +17,24 @@ const lastProps = new WeakMap();
  * @returns {VNode}
  */
 export function h(tag, props, ...children) {
-  const present = children
-    .flat(Infinity)
-    .filter((child) => child !== null && child !== undefined && child !== false && child !== "")
-    .map((child) => (typeof child === "object" ? child : String(child)));
-  return { tag, props: props ?? {}, children: present };
+  return { tag, props: props ?? {}, children: present(children) };
 }
 
-/**
- * Make the children of `parent` equal to `children`.
- * @param {Element} parent @param {Child[]} children
- */
-export function patch(parent, children) {
-  const old = new Map(identified([...parent.childNodes], nodeKey, nodeTag));
-  const wanted = identified(children, (child) => (typeof child === "string" ? undefined : child.props.key), tagOf);
+/** @param {any} children @returns {Child[]} */
+function present(children) {
+  return [children].flat(Infinity)
+    .filter((child) => child !== null && child !== undefined && child !== false && child !== "")
+    .map((child) => (typeof child === "object" ? child : String(child)));
+}
+
+/** Make the content of `parent` equal to `content`. @param {Element} parent @param {any} content */
+export function patch(parent, content) {
+  const old = new Map(identified([...parent.childNodes], (node) =>
+    [node.nodeName.toLowerCase(), lastProps.get(node)?.key]));
+  const wanted = identified(present(content), (child) =>
+    typeof child === "string" ? ["#text"] : [child.tag, child.props.key]);
   const nodes = wanted.map(([identity, child]) => update(old.get(identity), child));
-  const staying = new Set(nodes);
-  for (const node of [...parent.childNodes]) if (!staying.has(node)) node.remove();
+  for (const node of old.values()) if (!nodes.includes(node)) node.remove();
   let next = parent.firstChild;
   for (const node of nodes) {
     if (node === next) next = next.nextSibling;
@@ -41,35 +42,26 @@ export function patch(parent, children) {
   }
 }
 
-/** @param {Node} node */
-const nodeKey = (node) => lastProps.get(node)?.key;
-/** @param {Node} node */
-const nodeTag = (node) => (node.nodeType === Node.TEXT_NODE ? "#text" : node.nodeName.toLowerCase());
-/** @param {Child} child */
-const tagOf = (child) => (typeof child === "string" ? "#text" : child.tag);
-
 /**
  * Pair each item with its identity: its tag and key, or its tag and place among the keyless.
- * @template T @param {T[]} items @param {(item: T) => any} key @param {(item: T) => string} tag
- * @returns {[string, T][]}
+ * @template T @param {T[]} items @param {(item: T) => any[]} describe @returns {[string, T][]}
  */
-function identified(items, key, tag) {
+function identified(items, describe) {
   /** @type {Record<string, number>} */
   const counts = {};
   return items.map((item) => {
-    const name = tag(item);
-    const own = key(item);
-    if (own !== undefined) return [`${name}=${own}`, item];
-    counts[name] = (counts[name] ?? 0) + 1;
-    return [`${name}#${counts[name]}`, item];
+    const [tag, key] = describe(item);
+    if (key !== undefined) return [`${tag}=${key}`, item];
+    counts[tag] = (counts[tag] ?? 0) + 1;
+    return [`${tag}#${counts[tag]}`, item];
   });
 }
 
-/** @param {Node | undefined} node @param {Child} child @returns {ChildNode} */
+/** @param {ChildNode | undefined} node @param {Child} child @returns {ChildNode} */
 function update(node, child) {
   if (typeof child === "string") {
-    const text = /** @type {Text} */ (node ?? document.createTextNode(child));
-    if (text.data !== child) text.data = child;
+    const text = node ?? document.createTextNode(child);
+    if (text.textContent !== child) text.textContent = child;
     return text;
   }
   const element = /** @type {HTMLElement} */ (node ?? document.createElement(child.tag));
@@ -83,12 +75,12 @@ function update(node, child) {
  * Compares with the last props, not with the element: what the user opened or ticked stays so.
  * @param {HTMLElement} element @param {Record<string, any>} before @param {Record<string, any>} after
  */
-function setProps(element, before, after) {
-  for (const name of new Set([...Object.keys(before), ...Object.keys(after)])) {
-    if (name === "key" || before[name] === after[name]) continue;
-    const value = after[name];
-    if (name === "vars") for (const [key, item] of Object.entries(value ?? {})) element.style.setProperty(key, String(item));
-    else if (value === undefined || value === null || value === false) element.removeAttribute(name);
+function setProps(element, before, { key, vars = {}, ...after }) {
+  for (const [name, value] of Object.entries(vars)) element.style.setProperty(name, String(value));
+  for (const name of Object.keys({ ...before, ...after })) {
+    const value = after[name] ?? false;
+    if (name === "key" || name === "vars" || (before[name] ?? false) === value) continue;
+    if (value === false) element.removeAttribute(name);
     else element.setAttribute(name, value === true ? "" : String(value));
   }
 }

@@ -1,51 +1,42 @@
 // @ts-check
 // Values as words. Pure; the clock is an argument.
+/** @import { Deployment, Facts } from "./types.mjs" */
 
-const KIB = 1024;
-const MIB = KIB * 1024;
-const GIB = MIB * 1024;
+const MIB = 1024 ** 2;
+const GIB = 1024 ** 3;
 const UNKNOWN = "unknown";
 
-/** @param {number | null | undefined} value @returns {value is number} */
-const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
+/** @param {unknown} value @returns {value is number} */
+const isNumber = (value) => Number.isFinite(value);
 
 /** @param {number | null | undefined} count */
 export function bytes(count) {
   if (!isNumber(count)) return UNKNOWN;
   // The unit changes where the rounded figure would reach 1024 of the smaller one.
   if (count >= 1023.5 * MIB) return `${(count / GIB).toFixed(1)} GiB`;
-  if (count >= 1023.5 * KIB) return `${Math.round(count / MIB)} MiB`;
-  if (count > 0) return `${Math.max(1, Math.round(count / KIB))} KiB`;
-  return "0 MiB";
+  return count > 0 && count < MIB / 2 ? "under 1 MiB" : `${Math.round(count / MIB)} MiB`;
 }
 
-/**
- * How long something took.
- * @param {number | null | undefined} seconds
- */
+/** How long something took. @param {number | null | undefined} seconds */
 export function duration(seconds) {
   if (!isNumber(seconds)) return UNKNOWN;
   const positive = Math.max(0, seconds);
-  if (positive < 0.0005) return "0 s";
-  if (positive < 0.9995) return `${Math.max(1, Math.round(positive * 1000))} ms`;
+  if (positive < 0.9995) return `${Math.round(positive * 1000)} ms`;
   if (positive < 9.95) return `${positive.toFixed(1)} s`;
   const whole = Math.round(positive);
   if (whole < 60) return `${whole} s`;
-  if (whole < 3600) return twoUnits(whole, 60, "min", 1, "s");
-  if (whole < 86_400) return twoUnits(whole, 3600, "h", 60, "min");
-  return twoUnits(whole, 86_400, "d", 3600, "h");
+  if (whole < 3600) return twoUnits(whole, [60, "min"], [1, "s"]);
+  if (whole < 86_400) return twoUnits(whole, [3600, "h"], [60, "min"]);
+  return twoUnits(whole, [86_400, "d"], [3600, "h"]);
 }
 
-/** @param {number} value @param {number} big @param {string} bigUnit @param {number} small @param {string} smallUnit */
-function twoUnits(value, big, bigUnit, small, smallUnit) {
+/** @param {number} value @param {[number, string]} big @param {[number, string]} small */
+function twoUnits(value, [big, bigName], [small, smallName]) {
   const rest = Math.floor((value % big) / small);
-  return `${Math.floor(value / big)} ${bigUnit}${rest ? ` ${rest} ${smallUnit}` : ""}`;
+  return `${Math.floor(value / big)} ${bigName}${rest ? ` ${rest} ${smallName}` : ""}`;
 }
 
-/**
- * One unit is enough to say how old something is.
- * @param {number | null | undefined} seconds
- */
+/** One unit is enough to say how old something is. @param {number | null | undefined} seconds */
 export function age(seconds) {
   if (!isNumber(seconds)) return UNKNOWN;
   const whole = Math.max(0, Math.floor(seconds));
@@ -65,52 +56,36 @@ export function secondsSince(iso, now_ms) {
 }
 
 /** @param {number} count @param {string} noun */
-export function plural(count, noun) {
-  return `${count} ${noun}${count === 1 ? "" : "s"}`;
-}
+export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
-/**
- * Whole percent of `part` in `whole`, held within 0 and 100.
- * @param {number} part @param {number} whole
- */
+/** Whole percent, within 0 and 100. @param {number} part @param {number} whole */
 export function percent(part, whole) {
-  if (!(whole > 0) || !isNumber(part)) return 0;
-  return Math.min(100, Math.max(0, Math.floor((part / whole) * 100)));
+  return whole > 0 ? Math.min(100, Math.max(0, Math.floor((part / whole) * 100))) : 0;
 }
 
-/** @param {number | null | undefined} count */
-export function grouped(count) {
-  return isNumber(count) ? String(Math.round(count)).replace(/\B(?=(\d{3})+$)/g, ",") : UNKNOWN;
-}
+/** @param {number} count */
+export const grouped = (count) => String(count).replace(/\B(?=(\d{3})+$)/g, ",");
 
-/** @param {number} milliseconds */
-export function roundTrip(milliseconds) {
-  return `${milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`;
-}
+/** @param {number} value */
+export const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
 
 /** @param {number} tokens_per_second */
-export function speed(tokens_per_second) {
-  const digits = tokens_per_second < 100 ? 1 : 0;
-  return `${tokens_per_second.toFixed(digits)} tokens/s`;
-}
+export const speed = (tokens_per_second) => `${tokens_per_second.toFixed(1)} tokens/s`;
 
 /** @type {Record<string, string>} */
-const PLATFORMS = { linux: "Linux", macos: "macOS", android: "Android", windows: "Windows" };
+const PLATFORMS = { linux: "Linux", macos: "macOS", android: "Android" };
 
 /** @param {string} platform */
 export const platformName = (platform) => PLATFORMS[platform] ?? platform;
 
-/**
- * What to call a deployment: its name, else its model's file name.
- * @param {import("./types.mjs").Deployment} deployment
- */
+/** What to call a deployment: its name, else its model's file name. @param {Pick<Deployment, "spec">} deployment */
 export function deploymentName({ spec }) {
   return spec.name || spec.model.split("/").pop()?.replace(/\.gguf$/i, "") || spec.model;
 }
 
 /**
  * How a host's memory is divided. The parts always sum to the total.
- * @param {import("./types.mjs").Facts} facts @param {number | null | undefined} resident_bytes
+ * @param {Facts} facts @param {number | null | undefined} resident_bytes
  */
 export function memoryParts(facts, resident_bytes) {
   const total = Math.max(0, facts.memory_total_bytes);
@@ -119,10 +94,7 @@ export function memoryParts(facts, resident_bytes) {
   return { total, free, ours, others: total - free - ours };
 }
 
-/**
- * Numbers from what a person types: "12, 12 9" is [12, 12, 9]; null if it is not such a list.
- * @param {string} text
- */
+/** Numbers as a person types them, "12, 12 9"; null if it is no such list. @param {string} text */
 export function parseSplit(text) {
   const parts = text.split(/[\s,;]+/).filter(Boolean);
   return parts.every((part) => /^\d+$/.test(part)) ? parts.map(Number) : null;

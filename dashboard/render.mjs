@@ -1,18 +1,17 @@
 // @ts-check
 // The whole page as a function of the state. Nothing here changes the state or asks the server.
+/** @import { State } from "./types.mjs" */
 
-import { copyable, deploymentsView } from "./deployment_view.mjs";
+import { deploymentsView } from "./deployment_view.mjs";
 import { deviceChoices, devicesView } from "./devices_view.mjs";
 import { h, patch } from "./dom.mjs";
 import { age, bytes, deploymentName, secondsSince } from "./format.mjs";
+import { badge, copyable } from "./parts.mjs";
 
-/** @typedef {import("./types.mjs").State} State */
-/** @typedef {(state: State, now_ms: number) => any} View */
-
-/** Views by the id of the element they fill. @type {Record<string, View>} */
+/** Views by the id of the element they fill. @type {Record<string, (state: State, now_ms: number) => any>} */
 const REGIONS = {
   "host": hostView,
-  "connection": connectionView,
+  "connection": ({ connection }) => badge(connection, connection.replace("_", " ")),
   "banner": bannerView,
   "device-list": devicesView,
   "device-choices": deviceChoices,
@@ -24,22 +23,15 @@ const REGIONS = {
   "live": (state) => state.announcement,
 };
 
-/**
- * Make the page show `state`.
- * @param {State} state @param {number} local_ms the browser's clock; views get the main host's
- */
-export function render(state, local_ms) {
-  const now_ms = local_ms + state.skew_ms;
-  for (const [id, view] of Object.entries(REGIONS)) {
-    const times_ms = id === "banner" || id === "device-list" ? local_ms : now_ms;
-    patch(byId(id), h("div", null, view(state, times_ms)).children);
-  }
+/** Make the page show `state`. @param {State} state @param {number} now_ms by the main host's clock */
+export function render(state, now_ms) {
+  for (const [id, view] of Object.entries(REGIONS)) patch(byId(id), view(state, now_ms));
   const isSignedOut = state.connection === "signed_out";
   byId("sign-in").hidden = !isSignedOut;
   byId("content").hidden = isSignedOut;
   byId("content").classList.toggle("stale", state.connection === "disconnected");
-  setBusy("launch-form", state.launch.busy);
-  setBusy("sign-in-form", state.sign_in.busy);
+  byId("launch-button").toggleAttribute("disabled", state.launch.busy);
+  byId("sign-in-button").toggleAttribute("disabled", state.sign_in.busy);
   document.title = titleOf(state);
 }
 
@@ -50,12 +42,6 @@ export function byId(id) {
   return element;
 }
 
-/** @param {string} formId @param {boolean} isBusy */
-function setBusy(formId, isBusy) {
-  const button = /** @type {HTMLButtonElement} */ (byId(formId).querySelector("[type=submit]"));
-  button.disabled = isBusy;
-}
-
 /** @param {State} state */
 function titleOf({ deployments, connection }) {
   if (connection === "disconnected") return "disconnected · Supervisor";
@@ -64,24 +50,18 @@ function titleOf({ deployments, connection }) {
   return telling ? `${deploymentName(telling)} ${telling.state} · Supervisor` : "Supervisor";
 }
 
-/** @type {View} */
+/** @param {State} state */
 function hostView({ host }) {
   if (!host) return null;
   const { engine, main_host } = host;
-  const words = engine && [engine.build || engine.version, engine.rpc_protocol && `RPC ${engine.rpc_protocol}`];
+  const words = [engine?.build || engine?.version, engine?.rpc_protocol && `RPC ${engine.rpc_protocol}`];
   return [
     h("span", null, "Main host ", h("strong", null, main_host)),
-    h("span", null, "Engine ", h("strong", null, words?.filter(Boolean).join(", ") || "none")),
+    h("span", null, "Engine ", h("strong", null, words.filter(Boolean).join(", ") || "none")),
   ];
 }
 
-/** @type {View} */
-function connectionView({ connection }) {
-  const tones = { connected: "good", connecting: "busy", disconnected: "bad", signed_out: "off" };
-  return h("span", { class: `state ${tones[connection]}` }, connection.replace("_", " "));
-}
-
-/** @type {View} */
+/** @param {State} state @param {number} now_ms */
 function bannerView({ connection, host, updated_ms }, now_ms) {
   if (connection === "disconnected") {
     const last = host ? `last update ${age((now_ms - updated_ms) / 1000)} ago` : "the main host does not answer";
@@ -91,22 +71,20 @@ function bannerView({ connection, host, updated_ms }, now_ms) {
   return problem && h("p", { class: "banner warn" }, `The main host’s engine cannot serve: ${problem}`);
 }
 
-/** @type {View} */
+/** @param {State} state */
 function modelOptions({ models }) {
   return models.map(({ path, name, size_bytes }) =>
     h("option", { key: path, value: path, label: `${name}, ${bytes(size_bytes)}` }));
 }
 
-/** @type {View} */
+/** @param {State} state @param {number} now_ms */
 function joinView(state, now_ms) {
   const { join, join_error } = state;
-  if (join_error) return h("p", { class: "error", role: "alert" }, join_error);
+  if (join_error) return h("p", { class: "error" }, join_error);
   if (!join) return h("p", { class: "hint" }, "Making a join code…");
-  const left_s = -(secondsSince(join.expires_at, now_ms) ?? -1);
-  return [
-    copyable(state, "join-command", join.command, "Run this on the device"),
-    h("p", { class: "hint" }, left_s > 0
-      ? `The code is valid for ${age(left_s)}. The device appears on this page by itself.`
-      : "The code has expired. Close this and open it again for a new one."),
-  ];
+  const left_s = -(secondsSince(join.expires_at, now_ms) ?? -Infinity);
+  const hint = left_s > 0
+    ? `The code is valid for ${age(left_s)}. The device appears on this page by itself.`
+    : "The code has expired. Close this and open it again for a new one.";
+  return [copyable(state, "join-command", "Run this on the device", join.command), h("p", { class: "hint" }, hint)];
 }

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,18 @@ _QUESTION = "What happened just now?"
 _MAX_TOKENS = 96
 
 
-async def run(
-    *, workers: int, model: Path | None, once: bool, as_json: bool, port: int | None
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says; ``port`` of the dashboard, ``None`` for the usual or a free one."""
+
+    workers: int
+    model: Path | None
+    once: bool
+    as_json: bool
+    port: int | None
+
+
+async def run(options: Options) -> None:
     """Start everything, ask one question, print the facts, and clean up.
 
     Raises:
@@ -45,7 +55,7 @@ async def run(
     stop = asyncio.Event()
     for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    work = asyncio.create_task(_demo(workers, model, once, as_json, port, stop))
+    work = asyncio.create_task(_demo(options, stop))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -58,33 +68,29 @@ async def run(
         work.result()
 
 
-async def _demo(
-    workers: int,
-    model: Path | None,
-    once: bool,
-    as_json: bool,
-    port: int | None,
-    stop: asyncio.Event,
-) -> None:
+async def _demo(options: Options, stop: asyncio.Event) -> None:
     folder = Path(tempfile.mkdtemp(prefix="supervisor-demo-"))
     children = _Children(folder)
     try:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(children.stop)
-            show = _Steps(stack.enter_context(_progress(as_json)))
-            making = asyncio.create_task(_made_model(folder, model))
-            url = await show("starting the supervisor", _supervisor(children, folder, port))
+            show = _Steps(stack.enter_context(_progress(options.as_json)))
+            making = asyncio.create_task(_made_model(folder, options.model))
+            url = await show("starting the supervisor", _supervisor(children, folder, options.port))
             http = await stack.enter_async_context(
                 httpx.AsyncClient(base_url=url, timeout=30, trust_env=False)
             )
-            await show(f"joining {workers} devices", _agents(children, http, folder, workers))
+            await show(
+                f"joining {options.workers} devices",
+                _agents(children, http, folder, options.workers),
+            )
             path = await show("making a small model", making)
             launched = await show("launching", _launch(http, path, show.describe))
             answer = await show("asking", _ask(http, launched["id"]))
             facts = await _facts(http, url, launched, answer)
             show.finish()
-            output.print_json(facts) if as_json else _print(facts, once)
-            if not once:
+            output.print_json(facts) if options.as_json else _print(facts, options.once)
+            if not options.once:
                 await stop.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -296,7 +302,8 @@ def _print(facts: dict[str, Any], once: bool) -> None:
     )
     say()
     say(
-        f"[bold]dashboard[/]  {facts['dashboard']}    [bold]OpenAI API[/]  {facts['openai_endpoint']}"
+        f"[bold]dashboard[/]  {facts['dashboard']}    "
+        f"[bold]OpenAI API[/]  {facts['openai_endpoint']}"
     )
     if not once:
         say("[dim]Ctrl-C stops everything[/]")

@@ -427,9 +427,9 @@ def demo(
     port: Annotated[int | None, typer.Option(help="port of the dashboard")] = None,
 ) -> None:
     """Show everything on this machine: workers, a launch, and one answer of a small model."""
-    from supervisor.cli.demo import run
+    from supervisor.cli.demo import Options, run
 
-    asyncio.run(run(workers=workers, model=model, once=once, as_json=as_json, port=port))
+    asyncio.run(run(Options(workers, model, once, as_json, port)))
 
 
 if __name__ == "__main__":

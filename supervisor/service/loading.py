@@ -157,8 +157,8 @@ class LoadWatch:
         if late.phase is core.Phase.CONNECT:
             return ConnectStalled(
                 "llama-server did not finish connecting to its workers within "
-                f"{late.waited_s:.0f} s (phase: connect; {suspect}; {seen}); something else may hold that worker's rpc "
-                "port, or its network drops packets; restart that device's agent"
+                f"{late.waited_s:.0f} s (phase: connect; {suspect}; {seen}); something else may "
+                "hold that worker's rpc port, or its network drops packets; restart its agent"
             )
         return LoadStalled(
             f"loading made no progress for {late.waited_s:.0f} s (phase: load; {suspect}; {seen}); "

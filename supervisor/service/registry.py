@@ -56,7 +56,7 @@ class _Entry:
 class Registry:
     """Owns the list of devices."""
 
-    def __init__(  # noqa: PLR0917 - its parts, passed once by the composition root
+    def __init__(
         self,
         settings: Settings,
         store: RegistryStore,

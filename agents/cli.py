@@ -3,12 +3,13 @@
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import platformdirs
 from agents import __version__, engine, facts, log, ports, web
 from agents.api import create_app
 from agents.contract import AGENT_PORT, DeviceFacts, EngineFacts, GgmlDevice, Heartbeat
-from agents.errors import FolderNotWritable, PortInUse, ProjectError
+from agents.errors import AgentRunning, FolderNotWritable, PortInUse, ProjectError
 from agents.join import Identity, JoinCode, MainHost, keep_alive
 from agents.rpc_server import RpcServer
 
@@ -27,6 +28,9 @@ CODE_VARIABLE = "SUPERVISOR_JOIN_CODE"
 """Where ``join -`` reads the join code."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_LOCK_PATIENCE_S = 5.0
+"""For an agent that is just ending, as after a restart of the supervisor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ProjectError as exc:
         print(f"error: {exc}", file=sys.stderr)  # noqa: T201 - this is the command line
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -108,6 +114,11 @@ async def run(options: Options) -> None:
         ProjectError: Any expected reason why it cannot run.
     """
     _make_folder(options.folder)
+    async with _only_agent(options.folder):
+        await _run(options)
+
+
+async def _run(options: Options) -> None:
     chosen = await _choose_engine(options)
     agent_id = facts.agent_id(options.folder)
     name = options.name or facts.device_name()
@@ -194,6 +205,29 @@ def _make_folder(folder: Path) -> None:
         raise FolderNotWritable(
             f"cannot write the data folder {folder}: {exc.strerror}; choose another with --data"
         ) from exc
+
+
+@contextlib.asynccontextmanager
+async def _only_agent(folder: Path) -> AsyncIterator[None]:
+    """Hold the lock of the data folder: a second agent would end the rpc-server of the first.
+
+    Raises:
+        AgentRunning: Another agent keeps it.
+    """
+    deadline_s = asyncio.get_running_loop().time() + _LOCK_PATIENCE_S
+    with (folder / "agent.lock").open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as exc:
+                if asyncio.get_running_loop().time() >= deadline_s:
+                    raise AgentRunning(
+                        f"another agent uses {folder} and serves this device already; stop it, "
+                        "or choose another folder with --data"
+                    ) from exc
+            await asyncio.sleep(0.1)
+        yield
 
 
 async def _choose_engine(options: Options) -> EngineFacts | None:

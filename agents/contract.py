@@ -7,7 +7,8 @@ The supervisor validates the same classes with ``pydantic.TypeAdapter``.
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import StrEnum
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from agents.errors import BadMessage
 
@@ -160,12 +161,8 @@ class JoinReply:
 
 T = TypeVar("T")
 
-_PLAIN: dict[Any, tuple[type, ...]] = {
-    int: (int,),
-    str: (str,),
-    float: (int, float),
-    bool: (bool,),
-}
+_PLAIN: dict[Any, tuple[type, ...]] = {float: (int, float)}
+"""Types of JSON values that a field takes besides its own."""
 
 
 def read(message: type[T], data: Any) -> T:
@@ -180,22 +177,29 @@ def read(message: type[T], data: Any) -> T:
     values: dict[str, Any] = {}
     for item in fields(message):  # type: ignore[arg-type]
         if item.name in data:
-            values[item.name] = _read_field(message, item.name, hints[item.name], data[item.name])
+            where = f"{message.__name__}: {item.name}"
+            values[item.name] = _read_value(where, hints[item.name], data[item.name])
         elif item.default is MISSING and item.default_factory is MISSING:
             raise BadMessage(f"{message.__name__}: field {item.name!r} is missing")
     return message(**values)
 
 
-def _read_field(message: type, name: str, hint: Any, value: Any) -> Any:
+def _read_value(where: str, hint: Any, value: Any) -> Any:
+    if isinstance(hint, UnionType):  # every union of ours is "X | None"
+        return None if value is None else _read_value(where, get_args(hint)[0], value)
     if is_dataclass(hint):
         return read(hint, value)  # type: ignore[arg-type]
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         try:
             return hint(value)
         except ValueError as exc:
-            raise BadMessage(f"{message.__name__}: {name}: {value!r} is not known") from exc
-    plain = _PLAIN.get(hint, ())
-    is_wrong = bool(plain) and not isinstance(value, plain)
-    if is_wrong or (hint is int and isinstance(value, bool)):
-        raise BadMessage(f"{message.__name__}: {name}: expected {hint.__name__}, got {value!r}")
+            raise BadMessage(f"{where}: {value!r} is not known") from exc
+    kind = get_origin(hint) or hint
+    is_wrong = not isinstance(value, _PLAIN.get(kind, kind))
+    if is_wrong or (isinstance(value, bool) and kind is not bool):
+        raise BadMessage(f"{where}: expected {kind.__name__}, got {value!r}")
+    if kind is list:
+        return [_read_value(where, get_args(hint)[0], item) for item in value]
+    if kind is dict:
+        return {name: _read_value(where, get_args(hint)[1], item) for name, item in value.items()}
     return value

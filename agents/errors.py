@@ -85,6 +85,12 @@ class FolderNotWritable(AgentError):
     code = "folder_not_writable"
 
 
+class AgentRunning(AgentError):
+    """Another agent uses this data folder, and so the same identity and rpc-server."""
+
+    code = "agent_running"
+
+
 class BadJoinCode(AgentError):
     """The join code cannot be read."""
 

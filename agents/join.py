@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Self
 
 import httpx
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_delay,
+    stop_never,
+    wait_exponential,
+)
 
 from agents import tls
 from agents.contract import (
@@ -127,20 +134,25 @@ class MainHost:
     async def join(self, agent_id: str, name: str) -> None:
         """Get an identity, unless we have one of this cluster already.
 
+        A member waits for its main host for ever: after a boot the phone's Wi-Fi comes late, and
+        nobody is there to start the agent again.
+
         Raises:
-            MainHostUnreachable: Nobody answered for 30 seconds.
+            MainHostUnreachable: Nobody answered a new device for 30 seconds.
             MainHostNotTrusted: Somebody else answered.
             JoinRefused: The token is wrong, used up or expired.
         """
+        is_member = self._identity.belongs_to(self._code.fingerprint)
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(MainHostUnreachable),
             wait=wait_exponential(0.25, max=5),
-            stop=stop_after_delay(_JOIN_PATIENCE_S),
+            stop=stop_never if is_member else stop_after_delay(_JOIN_PATIENCE_S),
+            before_sleep=_warn_once,
             reraise=True,
         ):
             with attempt:
                 authority_pem = await self._authority()
-        if self._identity.belongs_to(self._code.fingerprint):
+        if is_member:
             return
         request = JoinRequest(self._code.token, agent_id, name)
         async with self._http(tls.client_context(authority_pem)) as client:
@@ -192,6 +204,8 @@ class MainHost:
         except httpx.HTTPError as exc:
             raise MainHostUnreachable(f"{self.endpoint}: {exc or type(exc).__name__}") from exc
         if response.status_code in (401, 403):
+            # Otherwise a new code would not help: we would show the refused certificate again.
+            self._identity.forget()
             raise RemovedByMainHost(_detail(response))
         if response.status_code != 200:
             raise MainHostUnreachable(_detail(response))
@@ -211,6 +225,11 @@ class MainHost:
 
 
 _SNI = {"sni_hostname": SUPERVISOR_NAME}
+
+
+def _warn_once(attempt: RetryCallState) -> None:
+    if attempt.attempt_number == 1 and attempt.outcome is not None:
+        log.warning("main_host.waiting", extra={"reason": str(attempt.outcome.exception())})
 
 
 def _detail(response: httpx.Response) -> str:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from agents.contract import RPC_PORTS
-from agents.errors import NoFreePort, PortInUse, PublicAddressRefused
+from agents.errors import BadMessage, NoFreePort, PortInUse, PublicAddressRefused
 
 
 def is_free(host: str, port: int) -> bool:
@@ -109,8 +109,14 @@ def refuse_public(host: str) -> None:
 
     Raises:
         PublicAddressRefused: ``host`` is public, or means every address.
+        BadMessage: It is a name; rpc-server takes only addresses.
     """
-    address = ipaddress.ip_address(host)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError as exc:
+        raise BadMessage(
+            f"rpc-server cannot listen on {host!r}, only on an IPv4 address; give one with --host"
+        ) from exc
     if address.is_unspecified or address.is_global or address.is_multicast:
         raise PublicAddressRefused(
             f"rpc-server has no authentication and may not listen on {host}; "

@@ -169,7 +169,11 @@ class ChildLedger:
         self._path = path
 
     def add(self, child: Child) -> None:
-        """Remember a child. Written before we rely on it, replaced atomically."""
+        """Remember a child. Written before we rely on it, replaced atomically.
+
+        Raises:
+            FolderNotWritable: The file cannot be written.
+        """
         record = ChildRecord(child.name, child.pid, start_mark(child.pid), child.argv)
         self._write([*self._read(), record])
 
@@ -194,5 +198,10 @@ class ChildLedger:
 
     def _write(self, records: list[ChildRecord]) -> None:
         temporary = self._path.with_suffix(".new")
-        temporary.write_text(json.dumps([asdict(record) for record in records]))
-        temporary.replace(self._path)
+        try:
+            temporary.write_text(json.dumps([asdict(record) for record in records]))
+            temporary.replace(self._path)
+        except OSError as exc:
+            raise FolderNotWritable(
+                f"cannot write {self._path}: {exc.strerror}; free space or choose another folder"
+            ) from exc

@@ -10,6 +10,7 @@ that a llama-server is attached to.
 """
 
 import asyncio
+import contextlib
 import struct
 import time
 from dataclasses import dataclass, field, replace
@@ -193,8 +194,11 @@ async def _dialogue(
     round_trip_s = time.monotonic() - started
     devices = await _read_devices(reader, writer, triple)
     # Half-close and read to the end: the server sees an orderly end and nothing is left unread.
-    writer.write_eof()
-    await reader.read()
+    # Everything was answered by now, so a peer that is gone already changes nothing.
+    with contextlib.suppress(OSError):
+        writer.write_eof()
+        while await reader.read(4096):
+            pass
     return ProbeResult(Outcome.READY, triple, devices, round_trip_s)
 
 

@@ -140,8 +140,8 @@ class RpcServer:
         child = await process.spawn(
             "rpc-server", argv, log_path=log_path, environment=self._environment
         )
-        self._ledger.add(child)
         self._child = child
+        self._ledger.add(child)
         self._become(
             RpcServerStatus(
                 WorkerState.STARTING,

@@ -58,7 +58,6 @@ function connect() {
     dispatch("disconnected");
     if (!isClosed) return;
     // The browser gave up and does not say why: any other request tells whether the key is missing.
-    clearTimeout(retryTimer);
     retryTimer = setTimeout(connect, RETRY_MS);
     loadModels();
   });

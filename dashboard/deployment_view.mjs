@@ -3,7 +3,7 @@
 /** @import { Deployment, LaunchRecord, Plan, State } from "./types.mjs" */
 
 import { h } from "./dom.mjs";
-import { age, bytes, deploymentName, duration, grouped, percent, plural, secondsSince, speed } from "./format.mjs";
+import { age, bytes, deploymentName, duration, percent, plural, secondsSince, speed } from "./format.mjs";
 import { badge, copyable, factList, tone } from "./parts.mjs";
 
 /** What a state means, for when the main host gave no reason. @type {Record<string, string>} */
@@ -54,7 +54,7 @@ function deploymentCard(deployment, state, now_ms) {
     factList([
       ["Speed", tokens_per_second != null && speed(tokens_per_second)],
       ["Model", plan ? `${plan.model.name}, ${bytes(plan.model.size_bytes)}` : spec.model],
-      ["Context", `${grouped(plan?.ctx_tokens ?? spec.ctx_tokens)} tokens`],
+      ["Context", `${(plan?.ctx_tokens ?? spec.ctx_tokens).toLocaleString("en")} tokens`],
       ["Slots", spec.slots > 1 && spec.slots],
       ["Port", port],
       ["Launch", launch_id],
@@ -93,14 +93,14 @@ function actionsView(deployment, page) {
 
 /** @param {Deployment} deployment @param {number} now_ms */
 function messageView(deployment, now_ms) {
-  const { state, reason, error_code, failures, retry_at } = deployment;
+  const { state, phase, reason, error_code, failures, retry_at } = deployment;
   const wait_s = state === "backoff" ? -(secondsSince(retry_at, now_ms) ?? 0) : 0;
   const notes = [
     wait_s > 0 && `next launch in ${age(wait_s)}`,
     failures > 0 && `${plural(failures, "failure")} in a row`,
     error_code,
   ].filter(Boolean);
-  const meaning = state === "starting" ? PHASES[phaseIndex(deployment)]?.[2] ?? "Starting." : MEANINGS[state];
+  const meaning = state === "starting" ? PHASES[phaseIndex(deployment)]?.[2] ?? phase : MEANINGS[state];
   return h("div", { class: `message ${tone(state)}` },
     h("p", null, reason || meaning || state),
     state !== "stopped" && notes.length > 0 && h("p", { class: "hint" }, notes.join(" · ")));
@@ -111,12 +111,8 @@ const phaseIndex = ({ phase }) => PHASES.findIndex(([name]) => name === phase.re
 
 /** @param {Deployment} deployment */
 function stepsView(deployment) {
-  const known = phaseIndex(deployment);
-  // A phase that this page does not know is shown after those it does.
-  const isUnknown = known < 0 && deployment.phase !== "";
-  const current = isUnknown ? PHASES.length : known;
-  const labels = [...PHASES.map(([, label]) => label), ...(isUnknown ? [deployment.phase] : [])];
-  return h("ol", { key: "steps", class: "steps", "aria-label": "Phases of this launch" }, labels.map((label, index) =>
+  const current = phaseIndex(deployment);
+  return h("ol", { key: "steps", class: "steps", "aria-label": "Phases of this launch" }, PHASES.map(([, label], index) =>
     h("li", { class: index < current && "done", "aria-current": index === current && "step" },
       label, index < current && h("span", { class: "hidden-text" }, " done"))));
 }

@@ -3,7 +3,7 @@
 /** @import { Device, Facts, GgmlDevice, State } from "./types.mjs" */
 
 import { h } from "./dom.mjs";
-import { age, bytes, deploymentName, memoryParts, milliseconds, percent, platformName, plural } from "./format.mjs";
+import { age, bytes, deploymentName, memoryParts, milliseconds, percent, platformName } from "./format.mjs";
 import { badge, factList, tone } from "./parts.mjs";
 
 /** @param {State} state @returns {Device[]} */
@@ -33,12 +33,12 @@ function deviceCard(device, state, now_ms) {
     facts && memoryView(facts, device.rpc_server?.resident_bytes),
     facts?.ggml_devices.filter(({ name }) => !/^cpu/i.test(name)).map(ggmlView),
     factList([
-      ["Platform", facts && `${platformName(facts.platform)} ${facts.machine}, ${plural(facts.cores, "core")}`],
+      ["Platform", facts && `${platformName(facts.platform)} ${facts.machine}`],
+      ["Cores", facts?.cores],
       ["Engine", facts && engineText(facts, state)],
       ["Battery", facts && batteryText(facts)],
       ["Temperature", facts?.temperature_c != null && `${Math.round(facts.temperature_c)} °C`],
       ["Round trip", round_trip_ms != null && milliseconds(round_trip_ms)],
-      ["Address", device.address],
       ["Last heard", facts && !isReady && `${age((now_ms - state.heard_ms[id]) / 1000)} ago`],
     ]));
 }
@@ -56,12 +56,8 @@ function doing({ state: condition, reason, rpc_server: worker, used_by }, state)
 /** @param {Facts} facts @param {State} state */
 function engineText({ engine }, state) {
   if (!engine) return "none";
-  const main = state.host?.engine?.build;
-  return [
-    engine.build || engine.version || "unknown build",
-    engine.rpc_protocol && `, RPC ${engine.rpc_protocol}`,
-    main && engine.build && engine.build !== main && " (not the main host’s build)",
-  ];
+  const build = engine.build || engine.version || "unknown build";
+  return build === state.host?.engine?.build ? build : `${build}, not the main host’s build`;
 }
 
 /** @param {Facts} facts */
@@ -89,7 +85,7 @@ function ggmlView({ name, description, total_bytes, free_bytes }) {
   return h("div", { key: name },
     h("p", { class: "row small" },
       h("span", null, name, " ", h("small", null, description)),
-      h("span", null, `${bytes(free_bytes)} of ${bytes(total_bytes)} free`)),
+      h("span", null, `${bytes(free_bytes)} free`)),
     h("progress", { class: "quiet", max: 100, value: percent(total_bytes - free_bytes, total_bytes), "aria-label": `${name}, memory in use` }));
 }
 

@@ -25,15 +25,9 @@ export function duration(seconds) {
   if (positive < 9.95) return `${positive.toFixed(1)} s`;
   const whole = Math.round(positive);
   if (whole < 60) return `${whole} s`;
-  if (whole < 3600) return twoUnits(whole, [60, "min"], [1, "s"]);
-  if (whole < 86_400) return twoUnits(whole, [3600, "h"], [60, "min"]);
-  return twoUnits(whole, [86_400, "d"], [3600, "h"]);
-}
-
-/** @param {number} value @param {[number, string]} big @param {[number, string]} small */
-function twoUnits(value, [big, bigName], [small, smallName]) {
-  const rest = Math.floor((value % big) / small);
-  return `${Math.floor(value / big)} ${bigName}${rest ? ` ${rest} ${smallName}` : ""}`;
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 60) return `${minutes} min ${whole % 60} s`;
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
 /** One unit is enough to say how old something is. @param {number | null | undefined} seconds */
@@ -62,9 +56,6 @@ export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"
 export function percent(part, whole) {
   return whole > 0 ? Math.min(100, Math.max(0, Math.floor((part / whole) * 100))) : 0;
 }
-
-/** @param {number} count */
-export const grouped = (count) => String(count).replace(/\B(?=(\d{3})+$)/g, ",");
 
 /** @param {number} value */
 export const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;

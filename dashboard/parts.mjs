@@ -31,7 +31,7 @@ export function factList(rows, kind = "") {
 export function copyable(state, key, label, text) {
   return h("div", { key },
     h("div", { class: "row" }, h("span", { id: `${key}-label` }, label),
-      h("button", { type: "button", class: "small", "data-action": "copy", "data-key": key, "aria-describedby": `${key}-label` },
+      h("button", { type: "button", "data-action": "copy", "data-key": key, "aria-describedby": `${key}-label` },
         state.copied === key ? "Copied" : "Copy")),
     h("pre", { id: key }, text));
 }

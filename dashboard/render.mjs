@@ -5,7 +5,7 @@
 import { deploymentsView } from "./deployment_view.mjs";
 import { deviceChoices, devicesView } from "./devices_view.mjs";
 import { h, patch } from "./dom.mjs";
-import { age, bytes, deploymentName, secondsSince } from "./format.mjs";
+import { age, bytes, secondsSince } from "./format.mjs";
 import { badge, copyable } from "./parts.mjs";
 
 /** Views by the id of the element they fill. @type {Record<string, (state: State, now_ms: number) => any>} */
@@ -32,7 +32,6 @@ export function render(state, now_ms) {
   byId("content").classList.toggle("stale", state.connection === "disconnected");
   byId("launch-button").toggleAttribute("disabled", state.launch.busy);
   byId("sign-in-button").toggleAttribute("disabled", state.sign_in.busy);
-  document.title = titleOf(state);
 }
 
 /** @param {string} id */
@@ -40,14 +39,6 @@ export function byId(id) {
   const element = document.getElementById(id);
   if (!element) throw new Error(`index.html lacks #${id}`);
   return element;
-}
-
-/** @param {State} state */
-function titleOf({ deployments, connection }) {
-  if (connection === "disconnected") return "disconnected · Supervisor";
-  const all = Object.values(deployments);
-  const telling = all.find(({ state }) => state === "failed") ?? all.find(({ state }) => state !== "stopped");
-  return telling ? `${deploymentName(telling)} ${telling.state} · Supervisor` : "Supervisor";
 }
 
 /** @param {State} state */
@@ -80,7 +71,7 @@ function modelOptions({ models }) {
 /** @param {State} state @param {number} now_ms */
 function joinView(state, now_ms) {
   const { join, join_error } = state;
-  if (join_error) return h("p", { class: "error" }, join_error);
+  if (join_error) return h("p", { class: "error", role: "alert" }, join_error);
   if (!join) return h("p", { class: "hint" }, "Making a join code…");
   const left_s = -(secondsSince(join.expires_at, now_ms) ?? -Infinity);
   const hint = left_s > 0

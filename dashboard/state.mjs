@@ -42,19 +42,14 @@ const HANDLERS = {
   // From the stream. A row before the first snapshot has no place yet; the snapshot brings it.
   snapshot(state, { devices = [], deployments = [], ...host }, at_ms) {
     const server_ms = Date.parse(host.time ?? "") || at_ms;
-    const rows = byId(deployments);
     return {
-      ...state,
+      ...withDeployments(state, byId(deployments)),
       connection: "connected",
       updated_ms: server_ms,
       skew_ms: server_ms - at_ms,
       host,
       devices: byId(devices),
       heard_ms: Object.fromEntries(devices.map((/** @type {Device} */ d) => [d.id, heardAt(d, server_ms)])),
-      deployments: rows,
-      actions: keep(state.actions, rows),
-      commands: keep(state.commands, rows),
-      logs: keep(state.logs, rows),
       announcement: state.connection === "disconnected" ? "Connected again." : state.announcement,
     };
   },
@@ -97,12 +92,8 @@ const HANDLERS = {
     const deployment = state.deployments[id];
     if (!deployment) return state;
     return {
-      ...state,
+      ...withDeployments(state, without(state.deployments, id)),
       updated_ms: at_ms + state.skew_ms,
-      deployments: without(state.deployments, id),
-      actions: without(state.actions, id),
-      commands: without(state.commands, id),
-      logs: without(state.logs, id),
       announcement: `${deploymentName(deployment)} was removed.`,
     };
   },
@@ -167,6 +158,12 @@ const emptyLog = (process, follow) => ({ process, follow, file: "", offset: -1, 
 function withLog(state, id, change) {
   const log = state.logs[id];
   return log ? { ...state, logs: { ...state.logs, [id]: change(log) } } : state;
+}
+
+/** What was open or asked for goes with its deployment. @param {State} state @param {Record<string, Deployment>} rows */
+function withDeployments(state, rows) {
+  const { actions, commands, logs } = state;
+  return { ...state, deployments: rows, actions: keep(actions, rows), commands: keep(commands, rows), logs: keep(logs, rows) };
 }
 
 /** @param {any} row */

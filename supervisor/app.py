@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,13 +202,20 @@ async def _main_host(
 
 
 def _downloads(folder: Path) -> Callable[[str], Path | None]:
-    """Files for devices. ``agent.pyz`` is built when it is first asked for."""
+    """Files for devices. ``agent.pyz`` is built once, when it is first asked for."""
+    scripts = {"install.sh": "install.sh", "boot-agent": "boot/agent"}
+    built: list[Path] = []
+    one_at_a_time = threading.Lock()
 
     def find(name: str) -> Path | None:
         if name == "agent.pyz":
-            return agent_archive.build(folder)
-        script = files.termux() / name
-        return script if name == "install.sh" and script.is_file() else None
+            # Two devices may ask at once; replacing the file under a download would break it.
+            with one_at_a_time:
+                if not built:
+                    built.append(agent_archive.build(folder))
+                return built[0]
+        script = files.termux() / scripts.get(name, "")
+        return script if name in scripts and script.is_file() else None
 
     return find
 

@@ -7,8 +7,7 @@ logits are a Markov chain over the last token. Tokens outside the chain share mo
 embedding, and that part is the output row of the first word.
 
 Source:
-    Layout: llama.cpp ``ggml/src/gguf.cpp``; keys and tensors: ``src/models/llama.cpp``; tokenizer:
-    ``llm_tokenizer_spm_session`` in ``src/llama-vocab.cpp``.
+    llama.cpp: ``ggml/src/gguf.cpp``, ``src/models/llama.cpp``, ``src/llama-vocab.cpp``.
 """
 
 import math
@@ -33,13 +32,11 @@ SENTENCE: Final = (
 
 # Words that prompts are likely to hold and that random answers are made of.
 COMMON_WORDS: Final = """
-about above after again all always and because before but can change come computer could day did do
-even ever every family find food free from get give go good hand has have hear help her here him
-home hour how idea important keep know language last learn let life light like live long look love
-machine make many measure more move music name need never new next note now number old only or out
-place plan play point put quick rain remember right river say sentence so song sound star start
-still stop tell that their them then there they through time told very watch water way we well what
-when where white who word work world
+about after again all and because before but can change come computer could day do even family from
+good hand has have hear help her here him home how idea important know language last life like look
+machine make many more music name need never new next note now only or out place plan point
+remember right river say sentence so song sound tell that their them then there they time told
+water way we well what when where who word work world
 """
 
 CHAT_TEMPLATE: Final = (
@@ -53,7 +50,6 @@ CHAT_TEMPLATE: Final = (
 ALIGNMENT: Final = 32
 BLOCK_ELEMENTS: Final = 32
 BLOCK_BYTES: Final = 34  # one f16 scale, 32 signed bytes
-RANDOM_BYTE_STD: Final = 74.0  # of a uniform signed byte
 
 CHAIN_LOGIT: Final = 60.0  # of the next word, had the layers added nothing; all others are near 0
 RANDOM_LOGIT_STD: Final = 4.0
@@ -62,8 +58,11 @@ LOUD_GAIN: Final = 2.0  # the same for a model that shall depend on every layer
 FOCUS_GAIN: Final = 4.0  # of its attention, which else would average all tokens away
 SHARED_PART: Final = 0.75  # of the embedding of tokens outside the chain
 
-# The smallest signed byte has no positive twin; ggml's own quantisation never makes it either.
-WITHOUT_MINUS_128: Final = bytes(0x81 if byte == 0x80 else byte for byte in range(256))
+# Random bytes become -15 .. 15: with larger quants the scales of the quiet matrices would fall
+# below the normal range of f16, which some devices take for zero.
+QUANTS: Final = tuple(byte // 8 if byte < 128 else -((255 - byte) // 8) for byte in range(256))
+QUANT_BYTES: Final = bytes(quant & 0xFF for quant in QUANTS)
+QUANT_STD: Final = math.sqrt(sum(quant * quant for quant in QUANTS) / len(QUANTS))
 
 EMBEDDINGS: Final = "token_embd.weight"
 OUTPUTS: Final = "output.weight"
@@ -160,7 +159,7 @@ def _tensors(sizes: Sizes, recite: bool) -> Iterator[Tensor]:
     width, vocabulary = sizes.embedding, len(_tokens())
     kv_width = sizes.head_size * sizes.kv_heads
     gain, focus = (QUIET_GAIN, 1.0) if recite else (LOUD_GAIN, FOCUS_GAIN)
-    yield Tensor(EMBEDDINGS, (width, vocabulary), 1 / RANDOM_BYTE_STD)
+    yield Tensor(EMBEDDINGS, (width, vocabulary), 1 / QUANT_STD)
     for layer in range(sizes.layers):
         block = f"blk.{layer}"
         yield Tensor(f"{block}.attn_norm.weight", (width,), 0)
@@ -173,28 +172,27 @@ def _tensors(sizes: Sizes, recite: bool) -> Iterator[Tensor]:
         yield _matrix(f"{block}.ffn_up.weight", width, sizes.feed_forward)
         yield _matrix(f"{block}.ffn_down.weight", sizes.feed_forward, width, gain)
     yield Tensor("output_norm.weight", (width,), 0)
-    # A normalised row of the stream times an embedding is width * RANDOM_BYTE_STD.
+    # A normalised row of the stream times an embedding is width * QUANT_STD.
     chain_gain = CHAIN_LOGIT / math.sqrt(width)
     yield _matrix(OUTPUTS, width, vocabulary, chain_gain if recite else RANDOM_LOGIT_STD)
 
 
 def _matrix(name: str, inputs: int, outputs: int, gain: float = 1.0) -> Tensor:
     """Scale a random matrix so that inputs of variance 1 give outputs of ``gain`` squared."""
-    return Tensor(name, (inputs, outputs), gain / (RANDOM_BYTE_STD * math.sqrt(inputs)))
+    return Tensor(name, (inputs, outputs), gain / (QUANT_STD * math.sqrt(inputs)))
 
 
 def _quantised(tensor: Tensor, rng: random.Random, rows: bytes | None) -> bytearray:
     """Give blocks of Q8_0: ``rows``, or random bytes, with the scales written over them."""
     blocks = bytearray(rows or _random_bytes(rng, tensor.size_bytes))
-    low, high = struct.pack("<e", tensor.scale)
-    count = len(blocks) // BLOCK_BYTES
-    blocks[0::BLOCK_BYTES] = bytes([low]) * count
-    blocks[1::BLOCK_BYTES] = bytes([high]) * count
+    scale, count = struct.pack("<e", tensor.scale), len(blocks) // BLOCK_BYTES
+    blocks[0::BLOCK_BYTES] = scale[:1] * count
+    blocks[1::BLOCK_BYTES] = scale[1:] * count
     return blocks
 
 
 def _random_bytes(rng: random.Random, count: int) -> bytes:
-    return rng.randbytes(count).translate(WITHOUT_MINUS_128)
+    return rng.randbytes(count).translate(QUANT_BYTES)
 
 
 def _outer(sizes: Sizes, rng: random.Random, recite: bool) -> dict[str, bytes]:

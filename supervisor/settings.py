@@ -13,8 +13,8 @@ from supervisor.core.entities import FrozenModel, Seconds
 from supervisor.errors import BadSettings
 
 PREFIX = "SUPERVISOR_"
-CLIENT_VARIABLES = ("SUPERVISOR_URL", "SUPERVISOR_KEY")
-"""Read by the command line as a client; they configure no supervisor."""
+CLIENT_VARIABLES = ("SUPERVISOR_URL", "SUPERVISOR_KEY", "SUPERVISOR_JOIN_CODE")
+"""Read by the command line as a client or an agent; they configure no supervisor."""
 
 
 class Settings(FrozenModel):

@@ -22,6 +22,8 @@ _ALWAYS = ("typing-extensions",)
 _NAME = re.compile(r"^[A-Za-z0-9._-]+")
 _COMPILED = (".so", ".pyd", ".dylib")
 _MAIN = "import sys\nfrom agents.cli import main\nsys.exit(main())\n"
+_DATE = (1980, 1, 1, 0, 0, 0)
+"""Of every file in the archive, so that the same packages give the same bytes."""
 
 
 def build(folder: Path) -> Path:
@@ -37,14 +39,18 @@ def build(folder: Path) -> Path:
         with temporary.open("wb") as file:
             file.write(b"#!/usr/bin/env python3\n")
             with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr("__main__.py", _MAIN)
+                _add(archive, "__main__.py", _MAIN.encode())
                 for source, name in sorted(_files(), key=lambda pair: pair[1]):
-                    archive.write(source, name)
+                    _add(archive, name, source.read_bytes())
         temporary.chmod(0o755)
         temporary.replace(path)
     except OSError as exc:
         raise FolderNotWritable(f"cannot write {path}: {exc.strerror}") from exc
     return path
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    archive.writestr(zipfile.ZipInfo(name, _DATE), content, zipfile.ZIP_DEFLATED)
 
 
 def digest(path: Path) -> str:

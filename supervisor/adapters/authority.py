@@ -41,8 +41,8 @@ class Authority:
             self._load()
             if not self.supervisor_key.exists():
                 issued = self.issue(SUPERVISOR_NAME)
-                _write_private(self.supervisor_key, issued.key_pem)
                 self.supervisor_certificate.write_text(issued.certificate_pem)
+                _write_private(self.supervisor_key, issued.key_pem)
         except OSError as exc:
             raise FolderNotWritable(f"cannot keep keys in {folder}: {exc.strerror}") from exc
 
@@ -152,6 +152,10 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 def _write_private(path: Path, text: str) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    """Whole or not at all: half a key would be taken for ours at the next start."""
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w") as file:
         file.write(text)
+    temporary.replace(path)

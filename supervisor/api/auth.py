@@ -95,10 +95,16 @@ def _is_loopback(scope: Scope) -> bool:
 
 
 def _is_own_page(headers: Headers) -> bool:
-    name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    try:
+        name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    except ValueError:  # such as "[::1": not a name, so not ours
+        return False
     return name in _LOOPBACK_NAMES and _is_same_origin(headers)
 
 
 def _is_same_origin(headers: Headers) -> bool:
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host", "")
+    try:
+        return origin is None or urlsplit(origin).netloc == headers.get("host", "")
+    except ValueError:
+        return False

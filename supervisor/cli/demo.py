@@ -37,7 +37,7 @@ _MAX_TOKENS = 96
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says; ``port`` of the dashboard, ``None`` for the usual or a free one."""
+    """What the command line says; ``port`` is the dashboard's, ``None`` the usual or any."""
 
     workers: int
     model: Path | None

@@ -21,6 +21,7 @@ from supervisor.errors import (
 _CAUSES: tuple[tuple[str, type[ProjectError], str], ...] = (
     (r"RPC not supported in this build", EngineWithoutRpc, "rebuild llama.cpp with -DGGML_RPC=ON"),
     (r"error: invalid argument: \S+", EngineRefusedFlag, "this build lacks the option; update it"),
+    (r"error while handling argument .*", EngineRefusedFlag, "this build wants another value"),
     (r"RPC handshake failed for (?P<who>\S+)", WorkerIncompatible, "install one build everywhere"),
     (r"RPC server version mismatch.*", WorkerIncompatible, "install one build everywhere"),
     (r"Failed to connect to (?P<who>\S+)", WorkerUnreachable, "check that device and its network"),

@@ -1,0 +1,193 @@
+"""Nothing outlives what started it: every program, every signal."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Cluster, engine_pids, eventually
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+
+
+async def no_engines(within_s: float = 10.0) -> None:
+    async def none_left() -> bool:
+        return not engine_pids()
+
+    await eventually(none_left, within_s=within_s, what="no engine process is left")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_a_supervisor_that_ends_takes_its_llama_server_along(
+    pair: Cluster, demo_model: Path, number: signal.Signals
+) -> None:
+    await pair.launch(demo_model)
+    await pair.settled()
+    supervisor = pair.programs[0]
+    status = await asyncio.to_thread(supervisor.stop, number)
+    assert status == (-9 if number is signal.SIGKILL else 0), supervisor.said()
+
+    async def only_workers() -> bool:
+        names = {Path(f"/proc/{pid}/exe").resolve().name for pid in engine_pids()}
+        # After kill -9 nobody can tell the agents; their workers wait for the next supervisor.
+        return names <= ({"ggml-rpc-server"} if number is signal.SIGKILL else set())
+
+    await eventually(only_workers, within_s=10, what="llama-server ends with its supervisor")
+
+
+@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
+async def test_an_agent_that_ends_takes_its_rpc_server_along(
+    pair: Cluster, demo_model: Path, number: signal.Signals
+) -> None:
+    await pair.launch(demo_model, devices=["two"])
+    await pair.settled()
+    agent = next(p for p in pair.programs if p.name == "two")
+    status = await asyncio.to_thread(agent.stop, number)
+    assert status == (-9 if number is signal.SIGKILL else 0), agent.said()
+    await no_engines(within_s=20)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_a_demo_that_ends_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    log = tmp_path / "demo.log"
+    with log.open("wb") as file:
+        demo = subprocess.Popen(
+            [sys.executable, "-m", "supervisor", "demo"],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    async def is_up() -> bool:
+        assert demo.poll() is None, log.read_text()
+        return "Ctrl-C stops everything" in log.read_text()
+
+    await eventually(is_up, within_s=60, what="the demo is up")
+    assert len(engine_pids()) == 3
+    demo.send_signal(number)
+    await asyncio.to_thread(demo.wait, 20)
+    await no_engines(within_s=20)
+
+    async def no_programs() -> bool:
+        return not _children_of_session(demo.pid)
+
+    await eventually(no_programs, within_s=10, what="supervisor and agents end with the demo")
+
+
+def _children_of_session(pid: int) -> list[str]:
+    """Command lines of processes that the demo started and that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if fields[3] == str(pid) and fields[0] != "Z" and entry.name != str(pid):
+            found.append(command)
+    return found
+
+
+async def test_an_orphan_of_a_killed_agent_is_swept_at_its_next_start(cluster: Cluster) -> None:
+    """Where the kernel cannot tell a child that its parent died (macOS), the ledger can."""
+    await cluster.supervisor()
+    agent = await cluster.agent("one")
+    await asyncio.to_thread(agent.stop)
+    stray = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    mark = Path(f"/proc/{stray.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    record = {"name": "rpc-server", "pid": stray.pid, "start_mark": mark, "argv": ["sleep"]}
+    (cluster.folder / "one" / "children.json").write_text(json.dumps([record]))
+    await cluster.agent("one")
+    assert await asyncio.to_thread(stray.wait, 5) == -9
+
+
+async def test_the_same_folder_has_one_supervisor(cluster: Cluster) -> None:
+    await cluster.supervisor()
+    second = subprocess.run(
+        [sys.executable, "-m", "supervisor", "up", "--data", str(cluster.folder / "supervisor"),
+         "--no-agent", "--port", "0", "--join-host", "127.0.0.1", "--join-port", "0"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert "another supervisor" in second.stderr
+
+
+async def test_a_supervisor_killed_while_serving_launches_again_when_it_is_back(
+    pair: Cluster, demo_model: Path
+) -> None:
+    await pair.launch(demo_model)
+    before = await pair.settled()
+    os.kill(pair.programs[0].process.pid, 9)
+    pair.programs[0].process.wait()
+    port = json.loads((pair.folder / "supervisor" / "run.json").read_text())["url"].rpartition(":")
+    # The agents look for it where it was, so it must come back on the same join port.
+    join_port = _join_port(pair)
+    await pair.supervisor(join_port=join_port)
+    assert port
+    after = await pair.settled()
+    assert after["state"] == "ready", after["reason"]
+    assert after["launch_id"] > before["launch_id"]
+    assert await pair.complete(tokens=4)
+
+
+def _join_port(cluster: Cluster) -> int:
+    for line in cluster.programs[0].said().splitlines():
+        if "agents_at=" in line:
+            return int(line.rpartition(":")[2].split()[0])
+    raise AssertionError(cluster.programs[0].said())
+
+
+async def test_the_main_hosts_own_agent_is_started_and_restarted(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    try:
+        data = tmp_path / "supervisor"
+        cluster.run(
+            "supervisor", "supervisor", "up", "--data", str(data), "--port", "0",
+            "--join-host", "127.0.0.1", "--join-port", "0",
+        )  # fmt: skip
+
+        async def device() -> dict[str, object] | None:
+            try:
+                cluster.url = json.loads((data / "run.json").read_text())["url"]
+                answer = (await cluster.http.get(f"{cluster.url}/api/devices")).json()
+            except (OSError, ValueError, KeyError):
+                return None
+            return next((d for d in answer if d["state"] == "ready"), None)
+
+        first = await eventually(device, within_s=30, what="the local device is ready")
+        agents = [pid for pid in _agent_pids(data)]
+        assert len(agents) == 1
+        os.kill(agents[0], 9)
+        deadline_s = time.monotonic() + 20
+
+        async def is_new() -> bool:
+            now = _agent_pids(data)
+            return bool(now) and now != agents and time.monotonic() < deadline_s
+
+        await eventually(is_new, within_s=20, what="a new agent")
+        again = await eventually(device, within_s=30, what="the same device is back")
+        assert again["id"] == first["id"]
+    finally:
+        await cluster.close()
+    assert not _agent_pids(data)
+
+
+def _agent_pids(data: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode()
+            except OSError:
+                continue
+            if "\0agents\0join" in command and str(data) in command:
+                found.append(int(entry.name))
+    return found

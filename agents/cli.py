@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ CODE_VARIABLE = "SUPERVISOR_JOIN_CODE"
 """Where ``join -`` reads the join code."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_GOODBYE_S = 2.0
 
 _LOCK_PATIENCE_S = 5.0
 """For an agent that is just ending, as after a restart of the supervisor."""
@@ -178,6 +180,7 @@ async def _serve(
         for task in done:
             task.result()
     finally:
+        await _say_goodbye(main_host, server, compose)
         server_web.should_exit = True
         beating.cancel()
         stopping.cancel()
@@ -185,6 +188,16 @@ async def _serve(
             async with asyncio.timeout(5):
                 await asyncio.gather(*tasks, return_exceptions=True)
         logger.info("agent.stopped")
+
+
+async def _say_goodbye(
+    main_host: MainHost, server: RpcServer, compose: Callable[[], Awaitable[Heartbeat]]
+) -> None:
+    """End the rpc-server and say so, so that the main host need not wait for our silence."""
+    await server.close()
+    with contextlib.suppress(ProjectError, TimeoutError):
+        async with asyncio.timeout(_GOODBYE_S):
+            await main_host.heartbeat(await compose())
 
 
 async def _stop_signal() -> None:

@@ -101,12 +101,12 @@ class Cluster:
         self.programs.append(program)
         return program
 
-    async def supervisor(self, **settings: object) -> Program:
+    async def supervisor(self, *, join_port: int = 0, **settings: object) -> Program:
         """Start the supervisor and wait until it answers."""
         environment = {f"SUPERVISOR_{k.upper()}": str(v) for k, v in settings.items()}
         data = self.folder / "supervisor"
         arguments = ["supervisor", "up", "--data", str(data), "--no-agent", "--port", "0"]
-        arguments += ["--join-host", "127.0.0.1", "--join-port", "0"]
+        arguments += ["--join-host", "127.0.0.1", "--join-port", str(join_port)]
         program = self.run("supervisor", *arguments, environment=environment)
         run_file = data / "run.json"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from agents.errors import ProjectError
 from agents.log import current_launch
-from supervisor.core.entities import Deployment, DeploymentId, DeploymentSpec
+from supervisor.core.entities import Deployment, DeploymentId, DeploymentSpec, Plan
 from supervisor.core.lifecycle import (
     LIVE_STATES,
     Event,
@@ -25,6 +25,7 @@ from supervisor.core.lifecycle import (
     failures_after,
     retry_delay_s,
 )
+from supervisor.core.membership import DeviceCondition
 from supervisor.errors import (
     AgentRefused,
     DeploymentExists,
@@ -60,8 +61,8 @@ class Reconciler:
             state = State.PENDING if wants_to_run else deployment.state
             if deployment.state is State.STOPPING:
                 state = State.STOPPED
-            reset = {"state": state, "launch_id": None, "port": None, "phase": "", "loads": ()}
-            self._add(deployment.model_copy(update=reset))
+            reset = {"state": state, "port": None, "phase": "", "loads": (), "plan": None}
+            self._add(deployment.model_copy(update=reset), awaited=deployment.plan)
 
     async def create(self, spec: DeploymentSpec) -> Deployment:
         """Accept a deployment and begin to launch it.
@@ -151,8 +152,14 @@ class Reconciler:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
 
-    def _add(self, deployment: Deployment, asked_at_s: float | None = None) -> None:
+    def _add(
+        self,
+        deployment: Deployment,
+        asked_at_s: float | None = None,
+        awaited: Plan | None = None,
+    ) -> None:
         actor = _Actor(self._tools, self._bus, self.planner, deployment, asked_at_s)
+        actor.awaited = awaited
         self._actors[deployment.id] = actor
         self._tasks[deployment.id] = asyncio.create_task(actor.run())
         actor.publish()
@@ -197,6 +204,8 @@ class _Actor:
         self._attempt: Attempt | None = None
         self._ready_at_s: float | None = None
         self._replan_after_s = 0.0
+        self.awaited: Plan | None = None
+        """Plan of before a restart: its devices are given time to be heard of again."""
 
     async def command(self, event: Event) -> None:
         """Ask for a change and wait until it was made."""
@@ -286,7 +295,7 @@ class _Actor:
             earned_s=self._settings.ready_earned_s,
         )
         # What never worked is told at once; what has worked is repaired, within its budget.
-        is_repair = was_ready or self.deployment.failures > 0
+        is_repair = was_ready or self.deployment.failures > 0 or self.awaited is not None
         may_retry = error.retryable and is_repair and failures <= self._settings.retry_limit
         self._change(failures=failures, error_code=code)
         if event is Event.ATTEMPT_FAILED and may_retry:
@@ -321,13 +330,24 @@ class _Actor:
         if self._replan_after_s:
             pause_s, self._replan_after_s = self._replan_after_s, 0.0
             await self._tools.registry.wait_changed(pause_s)
+        await self._wait_for_devices_of(self.awaited)
         if self._asked_at_s is None:
             self._asked_at_s = time.monotonic()
         plan = self.deployment.plan
         if plan is None:
             plan = await self._planner.plan(self.deployment.spec, self.deployment.id)
+        self.awaited = None
         self._change(plan=plan, loads=(), timeline=(), retry_at="", tokens_per_second=None)
         return Event.PLANNED
+
+    async def _wait_for_devices_of(self, plan: Plan | None) -> None:
+        """After our restart: wait until the devices that served report again, within limits."""
+        deadline_s = time.monotonic() + self._settings.stale_after_s
+        while plan is not None and (left_s := deadline_s - time.monotonic()) > 0:
+            states = {device.id: device.state for device in self._tools.registry.devices()}
+            if all(states.get(a, DeviceCondition.READY) == "ready" for a in plan.agent_ids):
+                return
+            await self._tools.registry.wait_changed(left_s)
 
     async def _fetch(self) -> Event:
         """Models are local files for now; this is where downloads will be."""

@@ -58,17 +58,13 @@ async def test_a_missing_model_is_named(pair: Cluster) -> None:
     assert (await pair.http.get("/api/deployments")).json() == []
 
 
-async def test_a_truncated_model_is_named(
-    pair: Cluster, demo_model: Path, tmp_path: Path
-) -> None:
+async def test_a_truncated_model_is_named(pair: Cluster, demo_model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "cut.gguf"
     broken.write_bytes(demo_model.read_bytes()[:-5000])
     assert_problem(await pair.launch(broken), "model_broken", "cut.gguf", "truncated", "again")
 
 
-async def test_a_model_that_fits_nowhere_says_by_how_much(
-    pair: Cluster, tmp_path: Path
-) -> None:
+async def test_a_model_that_fits_nowhere_says_by_how_much(pair: Cluster, tmp_path: Path) -> None:
     big = tmp_path / "big.gguf"
     write_giant(big)
     assert_problem(await pair.launch(big), "insufficient_memory", "2048.0 GiB", "add a device")
@@ -229,9 +225,7 @@ async def test_a_wrong_join_code_is_refused_in_one_sentence(cluster: Cluster) ->
     used = await cluster.code(once=True)
     await cluster.agent("first")
     expired = await cluster.code(hours=0.0000001)
-    done = await asyncio.to_thread(
-        run_cli, "join", expired, "--data", str(cluster.folder / "late")
-    )
+    done = await asyncio.to_thread(run_cli, "join", expired, "--data", str(cluster.folder / "late"))
     assert done.returncode == 1
     assert "expired" in done.stderr
     assert used

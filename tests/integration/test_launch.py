@@ -74,7 +74,7 @@ async def test_the_record_is_on_disk_with_everything_that_ran(
     names = [m["name"] for m in record["timeline"]]
     expected = ["planned", "workers ready", "verified", "connected", "loaded", "first token"]
     assert names == expected
-    assert 'offloaded 9/9 layers' in Path(record["log_path"]).read_text()
+    assert "offloaded 9/9 layers" in Path(record["log_path"]).read_text()
 
 
 async def test_secrets_of_the_environment_are_masked_in_the_record(

@@ -65,8 +65,9 @@ def create_app(
         return JSONResponse(asdict(await rpc_server.wait_while_starting(wait_s)))
 
     async def put_rpc_server(request: Request) -> Response:
-        status = await rpc_server.apply(read(RpcServerSpec, await _body(request)))
-        return JSONResponse(asdict(status), 202)
+        wait_s = min(_number(request, "wait_s", 0.0), MAX_WAIT_S)
+        await rpc_server.apply(read(RpcServerSpec, await _body(request)))
+        return JSONResponse(asdict(await rpc_server.wait_while_starting(wait_s)), 202)
 
     async def delete_rpc_server(request: Request) -> Response:
         generation = int(_number(request, "generation", 0))

@@ -118,6 +118,7 @@ class RpcServerStatus:
     resident_bytes: int | None = None
     cpu_s: float | None = None
     clients_accepted: int = 0
+    clients_closed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

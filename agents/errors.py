@@ -79,6 +79,13 @@ class RpcServerSilent(AgentError):
     retryable = True
 
 
+class WorkerTaken(AgentError):
+    """Somebody else connected to the fresh rpc-server before we could prove it ready."""
+
+    code = "worker_taken"
+    retryable = True
+
+
 class FolderNotWritable(AgentError):
     """A data or log folder cannot be written."""
 

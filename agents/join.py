@@ -172,7 +172,7 @@ class MainHost:
                     response = await client.get("/authority.pem")
                 seen = tls.fingerprint(response.text)
             except (httpx.HTTPError, ssl.SSLError) as exc:
-                failures.append(f"{endpoint}: {exc or type(exc).__name__}")
+                failures.append(f"{endpoint}: {str(exc) or type(exc).__name__}")
                 continue
             except ValueError:
                 seen = "(no certificate)"
@@ -202,7 +202,7 @@ class MainHost:
         try:
             response = await self._client.post("/heartbeat", json=asdict(message), extensions=_SNI)
         except httpx.HTTPError as exc:
-            raise MainHostUnreachable(f"{self.endpoint}: {exc or type(exc).__name__}") from exc
+            raise MainHostUnreachable(f"{self.endpoint}: {str(exc) or type(exc).__name__}") from exc
         if response.status_code in (401, 403):
             # Otherwise a new code would not help: we would show the refused certificate again.
             self._identity.forget()

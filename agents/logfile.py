@@ -4,6 +4,9 @@ import asyncio
 import os
 from pathlib import Path
 
+_SHORTEST_PAUSE_S = 0.004
+_LONGEST_PAUSE_S = 0.1
+
 KEPT_LOGS = 20
 """Log files kept per child name; every start has a file of its own."""
 
@@ -59,8 +62,14 @@ class LogTail:
         *whole, self._rest = (self._rest + data).split(b"\n")
         return [line.decode(errors="replace") for line in whole]
 
-    async def wait_for_lines(self, *, every_s: float = 0.02) -> list[str]:
-        """Wait until the log grew. Looks at the file only; the caller sets the deadline."""
-        while not (lines := self.lines()):  # noqa: ASYNC110 - a file cannot wake us
-            await asyncio.sleep(every_s)
+    async def wait_for_lines(self) -> list[str]:
+        """Wait until the log grew; the caller sets the deadline.
+
+        A file cannot wake us, so it is looked at: often while lines come, ten times a second while
+        nothing happens.
+        """
+        pause_s = _SHORTEST_PAUSE_S
+        while not (lines := self.lines()):
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.2, _LONGEST_PAUSE_S)
         return lines

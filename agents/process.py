@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,17 @@ from typing import BinaryIO
 from agents import logfile
 from agents.errors import EngineMissing, EngineUnusable, FolderNotWritable
 
-# Runs as `python -c`, becomes the program by exec, so it costs no process. It asks Linux to signal
-# the child when its parent dies, which covers kill -9 of the parent. preexec_fn could do the same
-# but is unsafe in a process with threads. Elsewhere the record of children is swept at next start.
+# Both guards become the program by exec, so they cost no process. They ask Linux to signal the
+# child when its parent dies, which covers kill -9 of the parent. preexec_fn could do the same but
+# is unsafe in a process with threads. Elsewhere the record of children is swept at next start.
+# setpriv (util-linux) takes 1 ms, Python 9 ms.
 _LAUNCHER = """\
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, int(sys.argv[2]), 0, 0, 0)
 if os.getppid() != int(sys.argv[1]): sys.exit(1)
 os.execv(sys.argv[3], sys.argv[3:])
 """
+_SETPRIV = shutil.which("setpriv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +111,7 @@ async def spawn(
         raise EngineUnusable(f"{program} is not executable; run chmod +x on it")
     command = list(argv)
     if sys.platform == "linux":
-        guard = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
-        command = [*guard, str(int(parent_death_signal)), *argv]
+        command = [*_guard(parent_death_signal), *argv]
     with _open_log(log_path) as log_file:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -121,6 +123,14 @@ async def spawn(
             restore_signals=False,
         )
     return Child(name, argv, log_path, process)
+
+
+def _guard(parent_death_signal: signal.Signals) -> list[str]:
+    if _SETPRIV is not None:
+        name = parent_death_signal.name.removeprefix("SIG")
+        return [_SETPRIV, "--pdeathsig", name, "--"]
+    number = str(int(parent_death_signal))
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), number]
 
 
 def describe_exit(status: int | None) -> str:

@@ -14,6 +14,7 @@ from agents.errors import (
     RpcServerExited,
     RpcServerSilent,
     StaleGeneration,
+    WorkerTaken,
 )
 from agents.rpc_protocol import Outcome, ProbeResult, probe
 
@@ -26,6 +27,7 @@ _PROBE_DEADLINE_S = 2.0
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.25
 _ACCEPTED = b"Accepted client connection"
+_CLOSED = b"Client connection closed"
 
 
 class RpcServer:
@@ -63,11 +65,13 @@ class RpcServer:
         child = self._child
         if child is None or child.exit_status is not None:
             return self._status
+        accepted, closed = _count_clients(child.log_path)
         return replace(
             self._status,
             resident_bytes=facts.resident_bytes(child.pid),
             cpu_s=facts.cpu_seconds(child.pid),
-            clients_accepted=_count_accepted(child.log_path),
+            clients_accepted=accepted,
+            clients_closed=closed,
         )
 
     def log_path(self) -> Path | None:
@@ -178,11 +182,9 @@ class RpcServer:
             )
             # The exit is looked at first: an answer could come from a stranger on that port.
             if child.exit_status is None and not probing.done():
-                self._fail(
-                    RpcServerSilent.code,
-                    f"rpc-server (pid {child.pid}) did not answer HELLO on {host}:{port} "
-                    f"within {deadline_s:g} s; see its log",
-                )
+                others = ports.clients_of(port)
+                code = WorkerTaken.code if others else RpcServerSilent.code
+                self._fail(code, _silence_text(child, f"{host}:{port}", deadline_s, others))
                 await child.stop(grace_s=GRACE_S)
             elif child.exit_status is None:
                 self._judge(probing.result(), host, port)
@@ -264,15 +266,26 @@ async def _probe_until_answer(host: str, port: int) -> ProbeResult:
         pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
 
+def _silence_text(child: process.Child, endpoint: str, deadline_s: float, others: list[str]) -> str:
+    silent = f"rpc-server (pid {child.pid}) did not answer HELLO on {endpoint} in {deadline_s:g} s"
+    if not others:
+        return f"{silent}; see its log"
+    return (
+        f"{silent}: it serves one client at a time, and {', '.join(others)} is connected to it; "
+        "close that program (another llama-server, or a port probe)"
+    )
+
+
 def _exit_text(child: process.Child) -> str:
     last = next((line for line in reversed(logfile.tail(child.log_path)) if line.strip()), "")
     said = f"; its last line was: {last.strip()}" if last else "; it printed nothing"
     return f"rpc-server (pid {child.pid}) {process.describe_exit(child.exit_status)}{said}"
 
 
-def _count_accepted(path: Path) -> int:
-    """Clients that the server accepted so far; its log says so, and nothing else does."""
+def _count_clients(path: Path) -> tuple[int, int]:
+    """Clients accepted and closed so far; the server's log says so, and nothing else does."""
     try:
-        return path.read_bytes().count(_ACCEPTED)
+        text = path.read_bytes()
     except OSError:
-        return 0
+        return 0, 0
+    return text.count(_ACCEPTED), text.count(_CLOSED)

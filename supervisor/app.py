@@ -88,7 +88,8 @@ async def _run(
     port = listeners[0].getsockname()[1]
     if settings.host not in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 - compared, not bound
         listeners.append(ports.listen("127.0.0.1", port, "the dashboard (setting port)"))
-    url = f"http://{settings.host}:{port}"
+    shown = join_host if settings.host == "0.0.0.0" else settings.host  # noqa: S104 - compared
+    url = f"http://{shown}:{port}"
 
     bus = EventBus()
     context = tls.client_context(
@@ -155,7 +156,8 @@ async def _run(
         tasks.append(asyncio.create_task(local_agent.run()))
     try:
         reconciler.restore()
-        _write_run_file(folder, url)
+        # Loopback, not ``url``: from any other address, our own included, the key is needed.
+        _write_run_file(folder, f"http://127.0.0.1:{port}")
         log.info("supervisor.started", extra={"url": url, "agents_at": endpoint})
         announce(_running(services, registry))
         await _until_stopped(stop, tasks)

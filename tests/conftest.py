@@ -47,9 +47,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-async def eventually(
-    check: Callable[[], Awaitable[Any]], *, within_s: float, what: str
-) -> Any:
+async def eventually(check: Callable[[], Awaitable[Any]], *, within_s: float, what: str) -> Any:
     """Wait for a condition with a deadline; the failure says what was waited for."""
     deadline_s = time.monotonic() + within_s
     while True:
@@ -140,7 +138,9 @@ class Cluster:
         devices = (await self.http.get("/api/devices")).json()
         return next((d for d in devices if d["name"] == name), None)
 
-    async def device_state(self, name: str, state: str, within_s: float = START_S) -> dict[str, Any]:
+    async def device_state(
+        self, name: str, state: str, within_s: float = START_S
+    ) -> dict[str, Any]:
         async def has_state() -> dict[str, Any] | None:
             device = await self.device(name)
             return device if device and device["state"] == state else None

@@ -51,8 +51,15 @@ class AgentClient:
     async def facts(self) -> DeviceFacts:
         return self._read(_FACTS, await self._call("GET", "/facts"))
 
-    async def start_rpc_server(self, spec: RpcServerSpec) -> RpcServerStatus:
-        return self._read(_STATUS, await self._call("PUT", "/rpc-server", json=asdict(spec)))
+    async def start_rpc_server(self, spec: RpcServerSpec, *, wait_s: float) -> RpcServerStatus:
+        answer = await self._call(
+            "PUT",
+            "/rpc-server",
+            params={"wait_s": wait_s},
+            json=asdict(spec),
+            timeout=_ANSWER_S + wait_s,
+        )
+        return self._read(_STATUS, answer)
 
     async def rpc_server(self, *, wait_s: float = 0.0) -> RpcServerStatus:
         answer = await self._call(
@@ -85,7 +92,7 @@ class AgentClient:
         except httpx.TransportError as exc:
             raise AgentUnreachable(
                 f"the agent of {self.name} does not answer at {self.endpoint} "
-                f"({exc or type(exc).__name__}); check that it runs and its network"
+                f"({str(exc) or type(exc).__name__}); check that it runs and its network"
             ) from exc
         if response.status_code >= 400:
             raise self._refusal(response)

@@ -53,7 +53,7 @@ class LlamaServerClient:
         except (httpx.TransportError, ValueError) as exc:
             raise EngineNotReady(
                 f"the first completion failed after {time.monotonic() - started_s:.1f} s "
-                f"({exc or type(exc).__name__}); see the log of llama-server"
+                f"({str(exc) or type(exc).__name__}); see the log of llama-server"
             ) from exc
         if response.status_code != httpx.codes.OK:
             text = body.get("error", {}).get("message", "") if isinstance(body, dict) else ""

@@ -33,12 +33,16 @@ def load_or_make_key(folder: Path) -> str:
     """
     path = folder / "api.key"
     try:
-        if path.exists():
-            return path.read_text().strip()
+        # An empty file is what a full disk leaves behind; an empty key would let everybody in.
+        if path.exists() and (kept := path.read_text().strip()):
+            return kept
         key = "sk-" + secrets.token_urlsafe(24)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        temporary = path.with_suffix(".new")
+        temporary.unlink(missing_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:
             file.write(key)
+        temporary.replace(path)
     except OSError as exc:
         raise FolderNotWritable(f"cannot keep the key in {path}: {exc.strerror}") from exc
     return key
@@ -75,7 +79,7 @@ class RequireKey:
         given = given or headers.get("x-api-key", "")
         if not given and _is_same_origin(headers):
             given = _cookie(headers.get("cookie", ""))
-        return hmac.compare_digest(given.encode(), self._key.encode())
+        return bool(given) and hmac.compare_digest(given.encode(), self._key.encode())
 
 
 def _cookie(text: str) -> str:

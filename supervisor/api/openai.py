@@ -49,7 +49,7 @@ def create_router(reconciler: Reconciler, http: httpx.AsyncClient) -> APIRouter:
         try:
             answer = await http.send(upstream, stream=True)
         except httpx.TransportError as exc:
-            reason = exc or type(exc).__name__
+            reason = str(exc) or type(exc).__name__
             message = f"llama-server does not answer ({reason}); see 'supervisor status'"
             error = {"message": message, "type": "server_error", "code": "engine_unreachable"}
             return JSONResponse({"error": error}, 502)

@@ -65,9 +65,10 @@ class Client:
         return response.json() if response.content else None
 
     def _unreachable(self, exc: httpx.TransportError) -> SupervisorUnreachable:
+        reason = str(exc) or type(exc).__name__
         return SupervisorUnreachable(
-            f"no supervisor answers at {self.url} ({exc or type(exc).__name__}); start one with "
-            "'supervisor up', or name its address with --url"
+            f"no supervisor answers at {self.url} ({reason}); start one with 'supervisor up', "
+            "or name its address with --url"
         )
 
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -108,11 +108,13 @@ class Planner:
         Raises:
             ProjectError: The model, the devices or the split are not usable; says which and why.
         """
-        model = await asyncio.to_thread(self._tools.read_model, spec.model)
         devices = self._devices(spec, deployment)
+        model, fresh = await asyncio.gather(
+            asyncio.to_thread(self._tools.read_model, spec.model),
+            asyncio.gather(*(self._refreshed(device, bool(spec.devices)) for device in devices)),
+        )
         if not devices:
             raise NoDevices(self._why_none())
-        fresh = await asyncio.gather(*(self._refreshed(d, bool(spec.devices)) for d in devices))
         usable = [device for device in fresh if device is not None]
         candidates = [candidate for device in usable for candidate in _candidates(device)]
         return place(
@@ -307,9 +309,7 @@ class Attempt:
             ready_deadline_s=limit_s,
         )
         self._started.append(agent_id)
-        status = await agent.start_rpc_server(spec)
-        if status.state is WorkerState.STARTING:
-            status = await agent.rpc_server(wait_s=limit_s + 1)
+        status = await agent.start_rpc_server(spec, wait_s=limit_s + 1)
         if status.state is not WorkerState.READY:
             raise AgentRefused(
                 f"{self._name[agent_id]}: {status.detail or f'rpc-server is {status.state}'}",
@@ -333,8 +333,13 @@ class Attempt:
                 f"{name} runs llama.cpp {build}, the main host {engine.build}; mixed builds give "
                 "wrong results without a word: install the same build on both"
             )
-        # How many clients it had before llama-server: tells later who was never connected to.
-        self._before[agent_id] = await self._tools.registry.agent(agent_id).rpc_server()
+        # How many clients it had before llama-server, our probe included: tells later who was never
+        # connected to.
+        self._before[agent_id] = replace(
+            status,
+            clients_accepted=status.clients_accepted + 1,
+            clients_closed=status.clients_closed + 1,
+        )
         self._tools.registry.took_round_trip(agent_id, round(result.round_trip_s * 1e3, 2))
         return WorkerRecord(
             agent_id=agent_id,

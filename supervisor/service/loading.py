@@ -1,6 +1,7 @@
 """Watches one load without disturbing it: log, health polls that back off, workers' own word."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -46,7 +47,8 @@ class LoadWatch:
         self._limits = core.Limits(settings.connect_s, settings.stall_s)
         self._load = core.begin(time.monotonic())
         self._listening = asyncio.Event()
-        self._accepted_before = {a: status.clients_accepted for a, status in before.items()}
+        self._phase_changed = asyncio.Event()
+        self._before = before
         self._first_resident = {
             workers[a][0]: status.resident_bytes or 0 for a, status in before.items()
         }
@@ -149,7 +151,11 @@ class LoadWatch:
                     f"{self._limits.stall_s:g} s; see its log"
                 )
             due_s = core.next_deadline_s(self._load, self._limits)
-            await asyncio.sleep(max(due_s - now_s, 0.0) + _DEADLINE_SLACK_S)
+            # A new phase has a deadline of its own, which may be the earlier one.
+            self._phase_changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(due_s - now_s, 0.0) + _DEADLINE_SLACK_S):
+                    await self._phase_changed.wait()
 
     async def _stalled(self, late: core.Overdue) -> Exception:
         suspect = await self._suspect(late.phase)
@@ -168,7 +174,8 @@ class LoadWatch:
     async def _suspect(self, phase: core.Phase) -> str:
         """Name the worker that the evidence points at.
 
-        llama-server connects in order, so the first worker that accepted nobody is the silent one.
+        llama-server connects in order and leaves each worker again, so the first one that it has
+        not left is the silent one.
         While loading, it is the first one whose agent or rpc-server does not answer or grow.
         """
         for agent_id, (name, agent) in self._workers.items():
@@ -176,9 +183,13 @@ class LoadWatch:
                 status = await agent.rpc_server()
             except (AgentUnreachable, AgentRefused) as exc:
                 return f"worker {name}: {exc}"
-            has_accepted = status.clients_accepted > self._accepted_before.get(agent_id, 0)
-            if phase is core.Phase.CONNECT and not has_accepted:
+            if phase is not core.Phase.CONNECT:
+                continue
+            before = self._before.get(agent_id, status)
+            if status.clients_accepted <= before.clients_accepted:
                 return f"worker {name} accepted no connection of llama-server"
+            if status.clients_closed <= before.clients_closed:
+                return f"worker {name} took llama-server's connection and does not answer it"
         names = ", ".join(name for name, _ in self._workers.values())
         idle = self._idle_workers()
         return f"worker {idle[0]} received nothing lately" if idle else f"workers: {names}"
@@ -192,6 +203,8 @@ class LoadWatch:
     def _update(self, load: core.Load) -> None:
         was = self._load.phase
         self._load = load
+        if load.phase is not was:
+            self._phase_changed.set()
         if was is core.Phase.CONNECT and load.phase is not core.Phase.CONNECT:
             self._on_phase("load")
         if load.phase is core.Phase.LISTENING:

@@ -284,6 +284,9 @@ class _Actor:
         if error is None:
             await self._enter(event, "")
             return
+        if self.deployment.state is State.READY:
+            # Said before the clean-up: it takes long when a device is out of reach.
+            await self._enter(Event.READINESS_LOST, str(error))
         await self._close("failed", error)
         code = error.agent_code if isinstance(error, AgentRefused) else error.code
         ready_for_s = time.monotonic() - self._ready_at_s if self._ready_at_s else 0.0
@@ -398,7 +401,8 @@ class _Actor:
         level = logging.WARNING if state in (State.BACKOFF, State.FAILED) else logging.INFO
         extra = {"deployment": self.deployment.id, "from": str(before), "to": str(state)}
         log.log(level, "deployment.state_changed", extra={**extra, "reason": reason})
-        await asyncio.to_thread(self._tools.store.save_deployment, self.deployment)
+        if state is not State.FETCHING:  # a moment for local files, and PENDING after a crash
+            await asyncio.to_thread(self._tools.store.save_deployment, self.deployment)
         self.publish()
 
     def _change(self, **changes: Any) -> None:

@@ -76,7 +76,7 @@ async def run_agent(
     """``agent.pyz join -`` up to its end."""
     return await asyncio.to_thread(
         subprocess.run,
-        [bare / "python3", archive, "join", "-"],
+        [str(bare / "python3"), str(archive), "join", "-"],
         env=environment(bare, home, **{CODE_VARIABLE: code}),
         cwd=home,
         stdin=subprocess.DEVNULL,

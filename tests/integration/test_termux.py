@@ -15,7 +15,7 @@ import pytest
 from conftest import START_S, Cluster, Program, eventually
 
 from agents import join
-from agents.contract import EngineFacts
+from agents.contract import EngineFacts, JoinReply
 from agents.errors import MainHostUnreachable
 from agents.join import Identity, JoinCode, MainHost
 from supervisor import files
@@ -75,7 +75,7 @@ class Phone:
         """Run a script to its end."""
         return await asyncio.to_thread(
             subprocess.run,
-            [SHELL, script, *arguments],
+            [SHELL, str(script), *arguments],
             env=self.environment,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
@@ -189,7 +189,7 @@ def install_script() -> Path:
 async def ready_phone(cluster: Cluster, program: Program) -> dict[str, object]:
     async def is_ready() -> dict[str, object] | None:
         assert program.process.poll() is None, program.said()
-        device = await cluster.device("Pixel-9") or await cluster.device("pixel-9")
+        device = await cluster.device("pixel-9")
         return device if device and device["state"] == "ready" else None
 
     found: dict[str, object] = await eventually(
@@ -489,9 +489,7 @@ async def test_after_a_boot_a_member_waits_for_its_main_host(
     identity = Identity(tmp_path / "identity")
     with pytest.raises(MainHostUnreachable, match="no main host answers"):
         await MainHost(code, identity).join("1", "phone")
-    identity.store(
-        join.JoinReply(issued.certificate_pem, issued.key_pem, authority.certificate_pem)
-    )
+    identity.store(JoinReply(issued.certificate_pem, issued.key_pem, authority.certificate_pem))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1.0):
             await MainHost(code, identity).join("1", "phone")
@@ -508,12 +506,9 @@ def assert_one_error(done: subprocess.CompletedProcess[str], *words: str) -> Non
 
 def scripts() -> list[Path]:
     """Every shell script for phones and for continuous integration."""
-    found = []
-    for folder in (ROOT / "termux", ROOT / ".ci"):
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and re.match(rb"#!.*\bsh\b|#!.*\bbash\b", path.read_bytes()[:80]):
-                found.append(path)
-    return found
+    paths = [path for part in ("termux", ".ci") for path in sorted((ROOT / part).rglob("*"))]
+    shebang = re.compile(rb"#!.*\b(sh|dash|bash)\b")
+    return [path for path in paths if path.is_file() and shebang.match(path.read_bytes())]
 
 
 def test_every_script_is_clean_for_shellcheck() -> None:

@@ -165,9 +165,7 @@ def test_no_device_is_an_error_that_says_what_to_do() -> None:
 
 
 def test_too_little_memory_is_refused_with_both_numbers() -> None:
-    with pytest.raises(
-        InsufficientMemory, match=r"m needs 9\.0 GiB .*the devices offer 4\.5 GiB"
-    ):
+    with pytest.raises(InsufficientMemory, match=r"m needs 9\.0 GiB .*the devices offer 4\.5 GiB"):
         placed(candidates(3, 1.5), model())
 
 

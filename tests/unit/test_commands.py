@@ -1,0 +1,213 @@
+"""The exact command lines, for one and several devices per worker and for engines of any age."""
+
+import shlex
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.core.commands import (
+    FLAGS,
+    chosen_flags,
+    device_arguments,
+    known_flags,
+    llama_server_argv,
+    shell_command,
+    shell_script,
+)
+from supervisor.core.entities import (
+    AgentId,
+    DeploymentId,
+    EngineRecord,
+    LaunchId,
+    LaunchRecord,
+    ModelFacts,
+    Plan,
+    Shard,
+    WorkerRecord,
+)
+
+# Shortened --help of 0.5.0-dev (2026-10).
+MODERN_HELP = """\
+-c,    --ctx-size N                     size of the prompt context (default: 0, 0 = from model)
+-lm,   --load-mode MODE                 model loading mode (default: auto)
+-fit,  --fit [on|off]                   whether to adjust unset arguments to fit in device memory
+-fitc, --fit-ctx N                      minimum ctx size that can be set by --fit option
+-lv,   --verbosity, --log-verbosity N   set the verbosity threshold
+-cram, --cache-ram N                    set the maximum cache size in MiB (default: 8192)
+--warmup, --no-warmup                   whether to perform warmup with an empty run
+--ui,  --webui, --no-ui, --no-webui     whether to enable the Web UI (default: enabled)
+--metrics                               enable prometheus compatible metrics endpoint
+--slots, --no-slots                     expose slots monitoring endpoint (default: enabled)
+"""
+
+# And of a build from before --fit and --cache-ram (mid 2025).
+OLD_HELP = """\
+-c,    --ctx-size N                     size of the prompt context (default: 4096)
+--mlock                                 force system to keep model in RAM
+--no-mmap                               do not memory-map model (slower load)
+-lv,   --verbosity, --log-verbosity N   Set the verbosity threshold
+--no-warmup                             skip warming up the model with an empty run
+--metrics                               enable prometheus compatible metrics endpoint
+--slots                                 enable slots monitoring endpoint (default: disabled)
+--no-webui                              Disable the Web UI (default: enabled)
+"""
+
+MODERN_FLAGS = (
+    "-fit off --no-warmup --cache-ram 0 -lv 4 --load-mode mmap --metrics --slots --no-webui"
+)
+OLD_FLAGS = "--no-warmup -lv 4 --metrics --slots --no-webui"
+
+TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+MODEL = ModelFacts(path="/m 1.gguf", name="m", architecture="llama", block_count=8, size_bytes=1)
+
+
+def plan(*shards: tuple[str, str, int]) -> Plan:
+    """A plan of (agent, ggml device, layers)."""
+    made = tuple(
+        Shard(agent_id=AgentId(a), device=a, ggml_device=g, host=f"10.0.0.{i}", layers=n)
+        for i, (a, g, n) in enumerate(shards)
+    )
+    return Plan(model=MODEL, ctx_tokens=4096, slots=2, shards=made)
+
+
+def endpoints(*agents: str) -> dict[AgentId, str]:
+    return {AgentId(a): f"10.0.0.{i}:8110" for i, a in enumerate(agents)}
+
+
+@pytest.mark.parametrize(
+    ("shards", "rpc", "device", "split"),
+    [
+        ([("a", "CPU", 9)], "10.0.0.0:8110", "RPC0", "9"),
+        (
+            [("a", "CPU", 5), ("b", "CPU", 4)],
+            "10.0.0.0:8110,10.0.0.1:8110",
+            "RPC0,RPC1",
+            "5,4",
+        ),
+        (
+            [("a", "CUDA0", 3), ("a", "CUDA1", 3), ("b", "MTL0", 3)],
+            "10.0.0.0:8110,10.0.0.1:8110",
+            "RPC0,RPC1,RPC2",
+            "3,3,3",
+        ),
+        # Shards of one worker need not be neighbours: numbers follow --rpc, the order the plan.
+        (
+            [("a", "CUDA0", 1), ("b", "CPU", 2), ("a", "CUDA1", 6)],
+            "10.0.0.0:8110,10.0.0.1:8110",
+            "RPC0,RPC2,RPC1",
+            "1,2,6",
+        ),
+        (
+            [("b", "CPU", 1), ("a", "CUDA0", 2), ("c", "CPU", 3), ("a", "CUDA1", 2), ("b", "X", 1)],
+            "10.0.0.1:8110,10.0.0.0:8110,10.0.0.2:8110",
+            "RPC0,RPC2,RPC4,RPC3,RPC1",
+            "1,2,3,2,1",
+        ),
+        # Equal shards must still be told apart.
+        ([("a", "X", 4), ("a", "X", 5)], "10.0.0.0:8110", "RPC0,RPC1", "4,5"),
+    ],
+)
+def test_rpc_device_and_split_agree(
+    shards: list[tuple[str, str, int]], rpc: str, device: str, split: str
+) -> None:
+    assert device_arguments(plan(*shards), endpoints("a", "b", "c")) == [
+        *("--rpc", rpc),
+        *("--device", device),
+        *("-ngl", "9"),
+        *("--tensor-split", split),
+    ]
+
+
+def test_the_whole_command_is_what_it_should_be() -> None:
+    argv = llama_server_argv(
+        "/opt/llama-server",
+        plan(("a", "CPU", 9)),
+        endpoints("a"),
+        port=9000,
+        known=known_flags(MODERN_HELP),
+        alias="m",
+    )
+    assert shlex.join(argv) == (
+        "/opt/llama-server --model '/m 1.gguf' --alias m --host 127.0.0.1 --port 9000 "
+        "--rpc 10.0.0.0:8110 --device RPC0 -ngl 9 --tensor-split 9 -c 4096 -np 2 " + MODERN_FLAGS
+    )
+
+
+@pytest.mark.parametrize(
+    ("help_text", "expected"),
+    [
+        (MODERN_HELP, MODERN_FLAGS),
+        (OLD_HELP, OLD_FLAGS),
+        (
+            "--fit [on|off]  adjust\n--no-ui  no page\n--verbosity N",
+            "--fit off --verbosity 4 --no-ui",
+        ),
+        ("", ""),
+        ("usage: llama-server [options]", ""),
+    ],
+)
+def test_each_generation_gets_the_flags_it_knows(help_text: str, expected: str) -> None:
+    assert chosen_flags(known_flags(help_text)) == expected.split()
+
+
+def test_no_flag_is_wanted_twice_and_each_has_a_reason() -> None:
+    first_words = [words[0] for flag in FLAGS for words in flag.spellings]
+    assert len(first_words) == len(set(first_words))
+    assert all(flag.reason for flag in FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("-c,    --ctx-size N", {"-c", "--ctx-size"}),
+        ("--ui, --webui, --no-ui", {"--ui", "--webui", "--no-ui"}),
+        ("(see `--mmap`) [--slots|--no-slots]", {"--mmap", "--slots", "--no-slots"}),
+        ("a well-known and time-out 3-1 -1 --", set()),
+        ("--fit-ctx N", {"--fit-ctx"}),
+    ],
+)
+def test_options_are_read_from_a_help_text(text: str, expected: set[str]) -> None:
+    assert known_flags(text) == expected
+
+
+@given(argv=st.lists(TEXTS, min_size=1), values=st.lists(TEXTS, max_size=3))
+def test_a_shell_reads_back_what_we_quoted(argv: list[str], values: list[str]) -> None:
+    environment = {f"NAME_{i}": value for i, value in enumerate(values)}
+    words = shlex.split(shell_command(argv, environment))
+    assignments = [f"{name}={value}" for name, value in environment.items()]
+    assert words == [*(["env", *assignments] if assignments else []), *argv]
+
+
+def test_a_script_has_one_command_per_host_workers_first() -> None:
+    made = plan(("a", "CPU", 4), ("b", "CPU", 5))
+    workers = tuple(
+        WorkerRecord(
+            agent_id=agent_id,
+            device=agent_id,
+            host="10.0.0.1",
+            port=8110,
+            rpc_protocol="7.0.0",
+            engine_build="x",
+            round_trip_ms=1.0,
+            argv=("rpc-server", "-H", "10.0.0.1"),
+            environment={},
+        )
+        for agent_id in made.agent_ids
+    )
+    record = LaunchRecord(
+        id=LaunchId(1),
+        deployment=DeploymentId("m"),
+        started_at="",
+        plan=made,
+        main_host="desk",
+        engine=EngineRecord(path="x", version="", build="", rpc_protocol=""),
+        workers=workers,
+        argv=("llama-server", "--model", "/m 1.gguf"),
+    )
+    script = shell_script(record, {"A": "1 2"})
+    assert [host for host, _ in script] == ["a", "b", "desk"]
+    assert script[0][1] == "env A='1 2' rpc-server -H 10.0.0.1"
+    assert script[-1][1] == "env A='1 2' llama-server --model '/m 1.gguf'"
+    assert all(before[1] != "" != after[1] for before, after in pairwise(script))

@@ -1,0 +1,243 @@
+"""Devices: who may join, what is heard of them, and when they are given up."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from agents import tls
+from agents.contract import (
+    DeviceFacts,
+    EngineFacts,
+    Heartbeat,
+    JoinRequest,
+    RpcServerStatus,
+    WorkerState,
+)
+from supervisor.adapters.agent_client import AgentClient
+from supervisor.adapters.authority import Authority
+from supervisor.adapters.store import Store
+from supervisor.core.entities import AgentId, DeploymentId
+from supervisor.errors import BadToken, DeviceUnknown
+from supervisor.ports import AgentPort
+from supervisor.service.events import Change, EventBus
+from supervisor.service.registry import Registry
+from supervisor.settings import Settings
+
+PIXEL = AgentId("id-pixel")
+ENGINE = EngineFacts("/opt", "PATH", rpc_server="/opt/rpc", rpc_protocol="7.0.0", has_rpc=True)
+FACTS = DeviceFacts(PIXEL, "pixel", "android", engine=ENGINE, memory_available_bytes=5)
+HEARTBEAT = Heartbeat(FACTS, RpcServerStatus(WorkerState.STOPPED), rest_port=8102)
+
+
+@dataclass
+class World:
+    """A registry on a real store and a real authority, with a clock of ours."""
+
+    folder: Path
+    now_s: float = 1000.0
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.folder / "s.db")
+        self.bus = EventBus()
+        self.connections: list[tuple[str, str, int]] = []
+        self.issuer = Authority(self.folder / "authority")
+        self.registry = self.opened()
+
+    def opened(self) -> Registry:
+        made = Registry(
+            Settings(data_folder=self.folder),
+            self.store,
+            self.issuer,
+            self._connect,
+            self.bus,
+            lambda: self.now_s,
+        )
+        made.rpc_protocol = "7.0.0"
+        return made
+
+    def _connect(self, agent_id: str, name: str, address: str, port: int) -> AgentPort:
+        self.connections.append((name, address, port))
+        context = tls.client_context(self.issuer.certificate_pem)
+        return AgentClient(agent_id, name, address, port, context)
+
+    def join(self, agent_id: str = PIXEL, name: str = "pixel") -> None:
+        token, _ = self.registry.new_token(hours=1)
+        self.registry.join(JoinRequest(token, agent_id, name))
+
+    def state(self) -> tuple[str, str]:
+        device = self.registry.device(PIXEL)
+        return device.state, device.reason
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def changes(world: World, heartbeat: Heartbeat) -> list[Change]:
+    """What is published while one heartbeat is heard."""
+    with world.bus.subscribe() as stream:
+        await world.registry.heard(PIXEL, heartbeat, "10.0.0.2")
+        world.bus.close()
+        return [change async for change in stream]
+
+
+def test_a_device_with_a_good_token_gets_an_identity(world: World) -> None:
+    token, _ = world.registry.new_token(hours=1, once=True)
+    reply = world.registry.join(JoinRequest(token, PIXEL, "pixel"))
+    assert reply.authority_pem == world.issuer.certificate_pem
+    assert reply.certificate_pem.startswith("-----BEGIN CERTIFICATE")
+    assert world.state()[0] == "lost"
+    [(agent_id, name, serial, _, _)] = world.store.agents()
+    assert (agent_id, name) == (PIXEL, "pixel")
+    assert world.registry.recognises(PIXEL, serial)
+    assert world.registry.recognises(PIXEL, serial.lower())
+
+
+@pytest.mark.parametrize(
+    ("hours", "once", "uses", "verdict"),
+    [(1.0, True, 1, "used"), (-1.0, False, 0, "expired"), (1.0, True, None, "unknown")],
+)
+def test_a_bad_token_is_refused_with_its_reason(
+    world: World, hours: float, once: bool, uses: int | None, verdict: str
+) -> None:
+    token, _ = world.registry.new_token(hours=hours, once=once)
+    for number in range(uses or 0):
+        world.registry.join(JoinRequest(token, f"id-{number}", "x"))
+    with pytest.raises(BadToken, match=f"the join token is {verdict}; print a new join code"):
+        world.registry.join(JoinRequest("wrong" if uses is None else token, PIXEL, "pixel"))
+    with pytest.raises(DeviceUnknown):
+        world.registry.device(PIXEL)
+
+
+def test_a_token_is_not_stored_as_it_is(world: World, tmp_path: Path) -> None:
+    token, _ = world.registry.new_token(hours=1)
+    world.store.close()
+    assert token.encode() not in (tmp_path / "s.db").read_bytes()
+
+
+def test_a_device_that_joins_anew_keeps_its_name_and_its_old_certificate_is_void(
+    world: World,
+) -> None:
+    world.join()
+    old = world.store.agents()[0][2]
+    world.registry.reserve(PIXEL, DeploymentId("m"))
+    world.join()
+    assert [device.name for device in world.registry.devices()] == ["pixel"]
+    assert not world.registry.recognises(PIXEL, old)
+    assert world.registry.device(PIXEL).used_by == "m"
+
+
+@pytest.mark.parametrize("serial", ["", "0", "ABCDEF"])
+def test_a_strangers_certificate_is_not_recognised(world: World, serial: str) -> None:
+    assert not world.registry.recognises(PIXEL, serial)
+    world.join()
+    assert not world.registry.recognises(PIXEL, serial)
+
+
+def test_names_are_made_unique_and_safe(world: World) -> None:
+    for number, name in enumerate(["pixel", "pixel", "pixel", "my phone/1", "", "x" * 60]):
+        world.join(f"id-{number}", name)
+    names = [device.name for device in world.registry.devices()]
+    assert names == ["pixel", "pixel-2", "pixel-3", "my-phone-1", "device", "x" * 40]
+
+
+async def test_a_heartbeat_makes_a_device_ready_and_is_published(world: World) -> None:
+    world.join()
+    [change] = await changes(world, HEARTBEAT)
+    assert change.name == "device"
+    assert (change.body["name"], change.body["state"]) == ("pixel", "ready")
+    assert change.body["address"] == "10.0.0.2"
+    assert change.body["facts"]["memory_available_bytes"] == 5
+    assert world.state() == ("ready", "")
+
+
+async def test_a_heartbeat_may_name_another_address(world: World) -> None:
+    world.join()
+    await world.registry.heard(PIXEL, replace(HEARTBEAT, address="100.64.0.5"), "10.0.0.2")
+    assert world.registry.device(PIXEL).address == "100.64.0.5"
+    assert world.store.agents()[0][3:] == ("100.64.0.5", 8102)
+
+
+async def test_a_phone_that_roams_is_called_at_its_new_address(world: World) -> None:
+    world.join()
+    for address in ("10.0.0.2", "10.0.0.2", "10.0.0.9"):
+        await world.registry.heard(PIXEL, HEARTBEAT, address)
+        agent = world.registry.agent(PIXEL)
+        assert agent is world.registry.agent(PIXEL)
+    assert world.connections == [("pixel", "10.0.0.2", 8102), ("pixel", "10.0.0.9", 8102)]
+
+
+@pytest.mark.parametrize(
+    ("silent_s", "state", "reason"),
+    [
+        (9.9, "ready", ""),
+        (10.0, "suspect", "heartbeat is 10 s old"),
+        (31.0, "lost", "last heard of 31 s ago; check that its agent runs and its network"),
+    ],
+)
+async def test_a_silent_device_is_doubted_and_then_lost(
+    world: World, silent_s: float, state: str, reason: str
+) -> None:
+    world.join()
+    await world.registry.heard(PIXEL, HEARTBEAT, "10.0.0.2")
+    world.now_s += silent_s
+    assert world.state() == (state, reason)
+    assert world.registry.device(PIXEL).silent_s == silent_s
+    await world.registry.heard(PIXEL, HEARTBEAT, "10.0.0.2")
+    assert world.state() == ("ready", "")
+
+
+async def test_a_device_of_another_version_is_incompatible(world: World) -> None:
+    world.join()
+    await world.registry.heard(PIXEL, HEARTBEAT, "10.0.0.2")
+    world.registry.rpc_protocol = "7.0.1"
+    assert world.state()[0] == "incompatible"
+
+
+async def test_devices_are_remembered_over_a_restart_as_lost(world: World) -> None:
+    world.join()
+    await world.registry.heard(PIXEL, HEARTBEAT, "10.0.0.2")
+    again = world.opened().device(PIXEL)
+    assert (again.name, again.address, again.rest_port) == ("pixel", "10.0.0.2", 8102)
+    assert (again.state, again.facts) == ("lost", None)
+    assert again.reason.startswith("not heard of since we started")
+
+
+async def test_a_removed_device_is_forgotten_and_told(world: World) -> None:
+    world.join()
+    serial = world.store.agents()[0][2]
+    with world.bus.subscribe() as stream:
+        await world.registry.remove(PIXEL)
+        world.bus.close()
+        assert [c async for c in stream] == [Change("device_removed", {"id": PIXEL})]
+    assert world.store.agents() == []
+    assert not world.registry.recognises(PIXEL, serial)
+    with pytest.raises(DeviceUnknown):
+        await world.registry.remove(PIXEL)
+    with pytest.raises(DeviceUnknown):
+        await world.registry.heard(PIXEL, HEARTBEAT, "10.0.0.2")
+
+
+def test_a_device_is_found_by_name_or_id_and_a_miss_lists_the_names(world: World) -> None:
+    with pytest.raises(DeviceUnknown, match="joined devices: none has joined"):
+        world.registry.find("pixel")
+    world.join()
+    assert world.registry.find("pixel").id == world.registry.find(PIXEL).id == PIXEL
+    with pytest.raises(DeviceUnknown, match="no device 'mac'; joined devices: pixel"):
+        world.registry.find("mac")
+
+
+async def test_a_deployment_takes_devices_and_gives_back_all_of_them(world: World) -> None:
+    for number in range(3):
+        world.join(f"id-{number}", f"d{number}")
+    for number, name in enumerate(["m", "m", "n"]):
+        world.registry.reserve(AgentId(f"id-{number}"), DeploymentId(name))
+    world.registry.release(DeploymentId("m"))
+    assert [device.used_by for device in world.registry.devices()] == [None, None, "n"]
+
+
+async def test_waiting_ends_with_the_time_or_with_news(world: World) -> None:
+    world.join()
+    await world.registry.wait_changed(0.01)

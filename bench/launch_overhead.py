@@ -24,7 +24,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from conftest import Cluster
+from cluster import Cluster
 
 from agents import engine as engines
 from agents.contract import EngineFacts
@@ -32,7 +32,13 @@ from supervisor.core.commands import chosen_flags, known_flags
 from supervisor.demo_model import write_demo_model
 
 CTX_TOKENS = 512
-LARGE = {"layers": 24, "embedding": 1024, "feed_forward": 1792, "heads": 16, "kv_heads": 8}
+LARGE: dict[str, Any] = {
+    "layers": 24,
+    "embedding": 1024,
+    "feed_forward": 1792,
+    "heads": 16,
+    "kv_heads": 8,
+}
 
 
 def free_port() -> int:
@@ -132,7 +138,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     _, help_text = await engines.run([engine.llama_server, "--help"], engines.inherited())
     flags = chosen_flags(known_flags(help_text))
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        shape = LARGE if options.model == "large" else {"layers": 8}
+        shape: dict[str, Any] = LARGE if options.model == "large" else {"layers": 8}
         model = Path(folder) / "model.gguf"
         write_demo_model(model, **shape)
         cluster = Cluster(Path(folder))

@@ -55,6 +55,7 @@ class Running:
     url: str
     join_code: str
     join_command: str
+    termux_command: str
     join_expires_at: str
 
 
@@ -225,7 +226,13 @@ def _downloads(folder: Path) -> Callable[[str], Path | None]:
 def _running(services: Services, registry: Registry) -> Running:
     token, expires_at = registry.new_token(hours=services.settings.join_hours)
     code = JoinCode(services.join_endpoints, token, services.fingerprint)
-    return Running(services.url, str(code), services.join_command(code), expires_at.isoformat())
+    return Running(
+        url=services.url,
+        join_code=str(code),
+        join_command=services.join_command(code),
+        termux_command=services.termux_command(code),
+        join_expires_at=expires_at.isoformat(),
+    )
 
 
 class _LocalAgent:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import Field
 
+from agents.cli import CODE_VARIABLE
 from agents.contract import EngineFacts
 from agents.join import JoinCode
 from agents.logfile import read_from
@@ -66,12 +67,20 @@ class Services:
     def join_command(self, code: JoinCode) -> str:
         """The line for a device that has nothing of ours yet.
 
-        ``-k`` only skips the name check of the certificate; the pinned key is checked all the same.
+        The code goes through the environment, since every user of a host can read arguments.
         """
-        return (
-            f"curl -fsSk --pinnedpubkey '{self.server_pin}' -o agent.pyz "
-            f"https://{self.join_endpoints[0]}/files/agent.pyz && python3 agent.pyz join {code}"
-        )
+        fetch = f"{self._fetch('agent.pyz')} -o agent.pyz"
+        return f"{fetch} && {CODE_VARIABLE}={code} python3 agent.pyz join -"
+
+    def termux_command(self, code: JoinCode) -> str:
+        """The line for a phone under Termux: installs what is missing, and starts at boot."""
+        run = f"{CODE_VARIABLE}={code} sh install.sh - '{self.server_pin}'"
+        return f"{self._fetch('install.sh')} -o install.sh && {run}"
+
+    def _fetch(self, name: str) -> str:
+        # -k only skips the name check of the certificate; the pinned key is checked all the same.
+        url = f"https://{self.join_endpoints[0]}/files/{name}"
+        return f"curl -fsSk --noproxy '*' --pinnedpubkey '{self.server_pin}' {url}"
 
 
 class JoinCodeView(FrozenModel):
@@ -79,6 +88,7 @@ class JoinCodeView(FrozenModel):
 
     code: str
     command: str
+    termux_command: str
     expires_at: str
 
 
@@ -166,8 +176,12 @@ def create_router(services: Services) -> APIRouter:
         hours = services.settings.join_hours if hours is None else hours
         token, expires_at = registry.new_token(hours=hours, once=once)
         code = JoinCode(services.join_endpoints, token, services.fingerprint)
-        command = services.join_command(code)
-        return JoinCodeView(code=str(code), command=command, expires_at=expires_at.isoformat())
+        return JoinCodeView(
+            code=str(code),
+            command=services.join_command(code),
+            termux_command=services.termux_command(code),
+            expires_at=expires_at.isoformat(),
+        )
 
     @router.get("/models")
     async def models() -> list[dict[str, object]]:

@@ -28,7 +28,11 @@ class Client:
         self.url = (url or os.environ.get("SUPERVISOR_URL") or _running_url()).rstrip("/")
         key = key or os.environ.get("SUPERVISOR_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT)
+        # A proxy of the environment would not reach this host itself.
+        is_remote = httpx.URL(self.url).host not in ("127.0.0.1", "localhost", "::1")
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=_TIMEOUT, trust_env=is_remote
+        )
 
     def get(self, path: str, **params: Any) -> Any:
         return self._call("GET", path, params=params)

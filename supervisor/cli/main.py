@@ -117,6 +117,8 @@ def up(
         say(f"[bold]on a device with this program[/]   supervisor join {running.join_code}")
         say("[bold]on a device with Python alone[/]  ", end="")
         say(escape(running.join_command))
+        say("[bold]on a phone under Termux[/]  ", end="")
+        say(escape(running.termux_command))
         say(f"the code is good until {running.join_expires_at}; Ctrl-C stops everything")
 
     asyncio.run(serve(chosen, announce))
@@ -168,6 +170,7 @@ def invite(
         return
     output.console.print(view["code"])
     output.console.print(f"on a device with Python alone: {escape(view['command'])}")
+    output.console.print(f"on a phone under Termux: {escape(view['termux_command'])}")
 
 
 @app.command()

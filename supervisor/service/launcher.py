@@ -65,6 +65,9 @@ SET_BY_US = {"GGML_NO_BACKTRACE": "1"}
 """Without it an abort forks a debugger and prints 60 lines after the one that matters."""
 
 _SPEED_EVERY_S = 5.0
+_LOST_GRACE_S = 1.0
+_STOP_WORKER_S = 8.0
+"""Longer than an agent's own grace for its rpc-server; a lost device is not waited for longer."""
 
 Report = Callable[..., None]
 """Tells the reconciler, the one writer, what changed in the deployment."""
@@ -265,7 +268,9 @@ class Attempt:
     async def close(self, outcome: str, error: ProjectError | None = None) -> None:
         """End llama-server, then the workers; complete the record. Leaves nothing running."""
         if self._process is not None:
-            await self._process.stop(grace_s=self._tools.settings.grace_s)
+            # A llama-server that lost a worker may hang and will not answer SIGTERM.
+            grace_s = _LOST_GRACE_S if error else self._tools.settings.grace_s
+            await self._process.stop(grace_s=grace_s)
         if self._client is not None:
             await self._client.close()
         if self._reservation is not None:
@@ -451,9 +456,12 @@ class Attempt:
         """End a worker of ours. One that cannot be reached ends itself with its agent."""
         assert self._launch_id is not None
         try:
-            await self._tools.registry.agent(agent_id).stop_rpc_server(self._launch_id)
-        except (AgentUnreachable, AgentRefused, DeviceUnknown) as exc:
-            log.warning("worker.not_stopped", extra={"reason": str(exc)})
+            async with asyncio.timeout(_STOP_WORKER_S):
+                await self._tools.registry.agent(agent_id).stop_rpc_server(self._launch_id)
+        except (AgentUnreachable, AgentRefused, DeviceUnknown, TimeoutError) as exc:
+            reason = str(exc) or f"no answer within {_STOP_WORKER_S:g} s"
+            extra = {"device": self._name[agent_id], "reason": reason}
+            log.warning("worker.not_stopped", extra=extra)
 
     def _raise_if_lost(self, agent_id: AgentId) -> None:
         name = self._name[agent_id]

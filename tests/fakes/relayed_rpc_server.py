@@ -4,6 +4,7 @@ Stands for a worker on a bad network; the programs at both ends are the real one
 """
 
 import argparse
+import os
 import socket
 import subprocess
 import sys
@@ -38,12 +39,19 @@ def main() -> None:
     parser.add_argument("--real", required=True)
     parser.add_argument("--bytes-per-s", type=float, default=float("inf"))
     parser.add_argument("--stall-after", type=float, default=float("inf"))
+    parser.add_argument("--relay-to", type=int)
     options, rest = parser.parse_known_args()
+    if options.relay_to is not None:
+        run_relay(options)
     if "?" in rest:
-        sys.exit(subprocess.run([options.real, *rest], check=False).returncode)
+        os.execv(options.real, [options.real, *rest])
     inner = _free_port()
-    argv = [options.real, "-H", "127.0.0.1", "-p", str(inner), *rest]
-    subprocess.Popen(argv)
+    subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--relay-to", str(inner)])
+    # The real server takes over this process, so that what its agent measures is the real one.
+    os.execv(options.real, [options.real, "-H", "127.0.0.1", "-p", str(inner), *rest])
+
+
+def run_relay(options: argparse.Namespace) -> None:
     link = Link(options.bytes_per_s, options.stall_after)
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,8 +59,8 @@ def main() -> None:
     listener.listen(1)
     while True:
         client, _ = listener.accept()
-        print("Accepted client connection", flush=True)
-        threading.Thread(target=relay, args=(client, inner, link), daemon=True).start()
+        target = (client, options.relay_to, link)
+        threading.Thread(target=relay, args=target, daemon=True).start()
 
 
 def relay(client: socket.socket, port: int, link: Link) -> None:

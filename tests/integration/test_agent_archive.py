@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import START_S, Cluster, Program, eventually
+from cluster import START_S, Cluster, Program, eventually
 
 from agents.cli import CODE_VARIABLE
 from agents.contract import EngineFacts

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Cluster, engine_pids, eventually
+from cluster import Cluster, engine_pids, eventually
 from giant import write_giant
 
 from agents.contract import EngineFacts

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Cluster, eventually
+from cluster import Cluster, eventually
 
 from supervisor.demo_model import SENTENCE
 

@@ -1,5 +1,6 @@
 """Loads that are slow, that hang, and that nobody disturbs."""
 
+import itertools
 import re
 import sys
 import time
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cluster, engine_pids, eventually
+from cluster import Cluster, engine_pids, eventually
 
 from agents.contract import EngineFacts
 
@@ -125,7 +126,7 @@ async def _silences(cluster: Cluster) -> str:
     history = _seen.setdefault(id(cluster), [])
     if not history or device["silent_s"] != history[-1]:
         history.append(device["silent_s"])
-    drops = sum(later < earlier for earlier, later in zip(history, history[1:], strict=False))
+    drops = sum(later < earlier for earlier, later in itertools.pairwise(history))
     return "heartbeats" if drops >= 2 else ""
 
 

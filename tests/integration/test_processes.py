@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Cluster, engine_pids, eventually
+from cluster import Cluster, engine_pids, eventually
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 
@@ -171,7 +171,7 @@ async def test_the_main_hosts_own_agent_is_started_and_restarted(tmp_path: Path)
             return next((d for d in answer if d["state"] == "ready"), None)
 
         first = await eventually(device, within_s=30, what="the local device is ready")
-        agents = [pid for pid in _agent_pids(data)]
+        agents = _agent_pids(data)
         assert len(agents) == 1
         os.kill(agents[0], 9)
         deadline_s = time.monotonic() + 20

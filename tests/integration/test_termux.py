@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import START_S, Cluster, Program, eventually
+from cluster import START_S, Cluster, Program, eventually
 
 from agents import join
 from agents.contract import EngineFacts, JoinReply

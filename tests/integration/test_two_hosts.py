@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import START_S, Cluster, Program, eventually
+from cluster import START_S, Cluster, Program, eventually
 
 from agents.cli import CODE_VARIABLE
 from supervisor.demo_model import SENTENCE

@@ -110,11 +110,14 @@ class Identity:
     def store(self, reply: JoinReply) -> None:
         """Write everything; the key readable by us alone."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.certificate.write_text(reply.certificate_pem)
-        self.authority.write_text(reply.authority_pem)
-        handle = os.open(self.key, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(reply.key_pem)
+        # The authority's file decides whether we have joined, so it comes last.
+        texts = (reply.key_pem, reply.certificate_pem, reply.authority_pem)
+        for path, text in zip((self.key, self.certificate, self.authority), texts, strict=True):
+            temporary = path.with_suffix(".new")
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            temporary.replace(path)
 
     def forget(self) -> None:
         """Remove what the main host no longer accepts."""

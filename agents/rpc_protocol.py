@@ -34,6 +34,9 @@ OLD_HELLO_REPLY_BYTES = 3
 MAX_DEVICES = 64
 """Far above llama.cpp's own limit of 16; a larger count is not an answer of an rpc-server."""
 
+_DRAIN_S = 1.0
+"""For the server's side of an orderly end; it has answered everything by then."""
+
 _LENGTH = struct.Struct("<Q")
 _REQUEST = struct.Struct("<BQ")
 _DEVICE = struct.Struct("<I")
@@ -195,10 +198,11 @@ async def _dialogue(
     devices = await _read_devices(reader, writer, triple)
     # Half-close and read to the end: the server sees an orderly end and nothing is left unread.
     # Everything was answered by now, so a peer that is gone already changes nothing.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, TimeoutError):
         writer.write_eof()
-        while await reader.read(4096):
-            pass
+        async with asyncio.timeout(_DRAIN_S):
+            while await reader.read(4096):
+                pass
     return ProbeResult(Outcome.READY, triple, devices, round_trip_s)
 
 

@@ -34,9 +34,9 @@ from supervisor.api.rest import Services
 from supervisor.api.web import create_app
 from supervisor.errors import SupervisorRunning
 from supervisor.service.events import EventBus
-from supervisor.service.launcher import MainHost, Tools
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
+from supervisor.service.tools import MainHost, Tools
 from supervisor.settings import Settings
 
 log = logging.getLogger(__name__)

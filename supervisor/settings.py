@@ -31,7 +31,7 @@ class Settings(FrozenModel):
     local_agent: bool = Field(True, description="serve the main host's own device too")
     engine_folder: Path | None = Field(None, description="folder of the llama.cpp programs")
     model_folders: tuple[Path, ...] = Field((), description="folders whose models are offered")
-    log_format: Literal["auto", "text", "json"] = Field("auto", description="of our own log lines")
+    log_format: Literal["text", "json"] = Field("text", description="of our own log lines")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     heartbeat_s: Seconds = Field(5.0, gt=0, description="between heartbeats of an agent")

@@ -29,10 +29,11 @@ from supervisor.core.entities import (
     Plan,
 )
 from supervisor.errors import DeploymentUnknown, KeyRequired
+from supervisor.service.attempt import SET_BY_US
 from supervisor.service.events import EventBus
-from supervisor.service.launcher import SET_BY_US, MainHost
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
+from supervisor.service.tools import MainHost
 from supervisor.settings import Settings
 
 LLAMA_SERVER = "llama-server"

@@ -58,8 +58,8 @@ def load_settings(config: Path | None, data: Path | None, **given: Any) -> setti
     path = config or folder / "supervisor.toml"
     try:
         text = path.read_text() if config or path.exists() else ""
-    except OSError as exc:
-        raise BadSettings(f"cannot read the settings file {path}: {exc.strerror}") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise BadSettings(f"cannot read the settings file {path}: {exc}") from exc
     environ = dict(os.environ)
     for name, value in {"data_folder": data, **given}.items():
         if value is not None:

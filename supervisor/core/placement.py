@@ -28,7 +28,12 @@ def place(
     if not candidates:
         raise NoDevices("no device is ready; join one with 'supervisor join', or see 'devices'")
     total = model.block_count + 1
-    chosen = list(candidates)[: min(MAX_REMOTE_DEVICES, total)]
+    per_layer_bytes = -(-model.size_bytes // total)
+    roomy = list(candidates)
+    if not split:
+        # A device without room for one layer would only make the whole plan fail.
+        roomy = [c for c in candidates if c.available_bytes >= per_layer_bytes] or roomy
+    chosen = roomy[: min(MAX_REMOTE_DEVICES, total)]
     reasons = _left_out(candidates, chosen, total)
     if split:
         layers = _checked_split(split, chosen, model)
@@ -36,7 +41,6 @@ def place(
     else:
         layers = proportional([c.available_bytes for c in chosen], total)
         reasons.append("layers in proportion to the memory that is truly available")
-    per_layer_bytes = -(-model.size_bytes // total)
     shards = [
         Shard(
             agent_id=candidate.agent_id,
@@ -86,11 +90,10 @@ def proportional(weights: Sequence[int], total: int) -> list[int]:
 def _left_out(
     candidates: Sequence[Candidate], chosen: Sequence[Candidate], total: int
 ) -> list[str]:
-    if len(candidates) == len(chosen):
-        return []
-    names = ", ".join(c.device for c in candidates[len(chosen) :])
     limit = min(MAX_REMOTE_DEVICES, total)
-    return [f"left out {names}: at most {limit} devices can take part"]
+    full = len(chosen) == limit
+    why = f"at most {limit} devices can take part" if full else "no room for one layer"
+    return [f"left out {c.device}: {why}" for c in candidates if c not in chosen]
 
 
 def _checked_split(

@@ -32,8 +32,10 @@ from supervisor.errors import (
     DeploymentNotReady,
     DeploymentUnknown,
 )
+from supervisor.service.attempt import Attempt
 from supervisor.service.events import EventBus
-from supervisor.service.launcher import Attempt, Planner, Tools
+from supervisor.service.planning import Planner
+from supervisor.service.tools import Tools
 
 log = logging.getLogger(__name__)
 

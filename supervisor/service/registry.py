@@ -5,6 +5,7 @@ import hashlib
 import logging
 import secrets
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from agents import tls
 from agents.contract import DeviceFacts, Heartbeat, JoinReply, JoinRequest, RpcServerStatus
 from supervisor.core.entities import AgentId, DeploymentId, Device
 from supervisor.core.membership import DeviceCondition, assess
-from supervisor.errors import BadToken, DeviceUnknown
+from supervisor.errors import BadRequest, BadToken, DeviceUnknown
 from supervisor.ports import AgentPort, IssuerPort
 from supervisor.service.events import EventBus
 from supervisor.settings import Settings
@@ -93,7 +94,12 @@ class Registry:
 
         Raises:
             BadToken: The token is wrong, used up or expired.
+            BadRequest: The id is not a UUID.
         """
+        try:
+            uuid.UUID(request.agent_id)
+        except ValueError:
+            raise BadRequest(f"{request.agent_id[:60]!r} is not a device id (a UUID)") from None
         verdict = self._store.spend_token(_hash(request.token), time.time())
         if verdict != "ok":
             raise BadToken(

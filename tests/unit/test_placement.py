@@ -150,7 +150,10 @@ def test_a_split_that_cannot_be_is_refused_with_the_numbers(
 def test_devices_beyond_the_limit_of_llama_cpp_are_left_out_by_name() -> None:
     plan = placed(candidates(*[2] * 16), model(block_count=79))
     assert len(plan.shards) == MAX_REMOTE_DEVICES == 14
-    assert plan.reasons[0] == "left out device-14, device-15: at most 14 devices can take part"
+    assert plan.reasons[:2] == (
+        "left out device-14: at most 14 devices can take part",
+        "left out device-15: at most 14 devices can take part",
+    )
 
 
 def test_there_are_never_more_devices_than_layers() -> None:
@@ -192,3 +195,9 @@ def test_a_plan_is_whole_or_refused(available: list[int], blocks: int, size_gib:
     assert [s.has_output for s in plan.shards].index(True) == len(plan.shards) - 1
     assert all(s.weight_bytes <= s.available_bytes for s in plan.shards)
     assert sum(s.weight_bytes for s in plan.shards) >= facts.size_bytes
+
+
+def test_a_device_without_room_for_one_layer_is_left_out_instead_of_failing_all() -> None:
+    plan = placed([*candidates(8, 8), *candidates(0)], model())
+    assert len(plan.shards) == 2
+    assert any("no room for one layer" in reason for reason in plan.reasons)

@@ -1,12 +1,11 @@
-"""One attempt to run a deployment: plan, workers, verify, launch, load, first token, watch, end."""
+"""One launch: workers, verify, spawn, load, first token, watch, end."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TypeVar
 
 from agents import environment, ports
@@ -19,11 +18,7 @@ from supervisor.core.commands import known_flags, llama_server_argv, shell_comma
 from supervisor.core.diagnosis import explain_exit
 from supervisor.core.entities import (
     AgentId,
-    Candidate,
     Deployment,
-    DeploymentId,
-    DeploymentSpec,
-    Device,
     EngineRecord,
     LaunchId,
     LaunchRecord,
@@ -33,12 +28,10 @@ from supervisor.core.entities import (
     WorkerRecord,
 )
 from supervisor.core.membership import DeviceCondition
-from supervisor.core.placement import place
 from supervisor.errors import (
     AgentRefused,
     AgentUnreachable,
     DeviceUnknown,
-    NoDevices,
     WorkerBusy,
     WorkerIncompatible,
     WorkerLost,
@@ -47,15 +40,10 @@ from supervisor.errors import (
 )
 from supervisor.ports import (
     EngineProcess,
-    EngineStarter,
-    ModelReader,
     ServerClient,
-    StorePort,
-    WorkerProbe,
 )
 from supervisor.service.loading import EngineEnded, LoadWatch
-from supervisor.service.registry import Registry
-from supervisor.settings import Settings
+from supervisor.service.tools import Tools
 
 log = logging.getLogger(__name__)
 
@@ -71,132 +59,6 @@ _STOP_WORKER_S = 8.0
 
 Report = Callable[..., None]
 """Tells the reconciler, the one writer, what changed in the deployment."""
-
-
-@dataclass(frozen=True, slots=True)
-class MainHost:
-    """What a launch needs to know of the host it runs on."""
-
-    name: str
-    boot_id: str
-    engine: EngineFacts | None
-    help_text: str
-    inherited: Mapping[str, str]
-    folder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """The outside world, passed in by the composition root."""
-
-    settings: Settings
-    registry: Registry
-    store: StorePort
-    read_model: ModelReader
-    probe: WorkerProbe
-    start_engine: EngineStarter
-    connect_engine: Callable[[int], ServerClient]
-    main_host: Callable[[], MainHost]
-
-
-class Planner:
-    """Chooses devices and makes a plan from fresh facts. Starts nothing."""
-
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
-
-    async def plan(self, spec: DeploymentSpec, deployment: DeploymentId | None = None) -> Plan:
-        """Plan for the devices that exist now.
-
-        Raises:
-            ProjectError: The model, the devices or the split are not usable; says which and why.
-        """
-        devices = self._devices(spec, deployment)
-        model, fresh = await asyncio.gather(
-            asyncio.to_thread(self._tools.read_model, spec.model),
-            asyncio.gather(*(self._refreshed(device, bool(spec.devices)) for device in devices)),
-        )
-        if not devices:
-            raise NoDevices(self._why_none())
-        usable = [device for device in fresh if device is not None]
-        candidates = [candidate for device in usable for candidate in _candidates(device)]
-        return place(
-            model,
-            candidates,
-            ctx_tokens=spec.ctx_tokens,
-            slots=spec.slots,
-            split=spec.split,
-        )
-
-    def _devices(self, spec: DeploymentSpec, deployment: DeploymentId | None) -> list[Device]:
-        registry = self._tools.registry
-        if spec.devices:
-            chosen = [registry.find(name) for name in spec.devices]
-            for device in chosen:
-                _refuse_unusable(device, deployment)
-            return chosen
-        free = [
-            device
-            for device in registry.devices()
-            if device.state == DeviceCondition.READY and device.used_by in (None, deployment)
-        ]
-        # The last device holds the output layer, whose logits travel with every token: the main
-        # host's own device goes last.
-        boot_id = self._tools.main_host().boot_id
-        return sorted(free, key=lambda d: (_is_main_host(d, boot_id), d.name))
-
-    def _why_none(self) -> str:
-        devices = self._tools.registry.devices()
-        if not devices:
-            return (
-                "no device has joined; run 'supervisor join CODE' on one (see 'supervisor invite')"
-            )
-        why = "; ".join(
-            f"{d.name}: {d.reason or (f'used by {d.used_by}' if d.used_by else d.state)}"
-            for d in devices
-        )
-        return f"no joined device is free and ready ({why})"
-
-    async def _refreshed(self, device: Device, is_required: bool) -> Device | None:
-        try:
-            facts = await self._tools.registry.agent(device.id).facts()
-        except (AgentUnreachable, AgentRefused) as exc:
-            if is_required:
-                raise
-            log.warning("device.left_out", extra={"device": device.name, "reason": str(exc)})
-            return None
-        self._tools.registry.took_facts(device.id, facts)
-        return device.model_copy(update={"facts": facts})
-
-
-def _refuse_unusable(device: Device, deployment: DeploymentId | None) -> None:
-    if device.state in (DeviceCondition.INCOMPATIBLE, DeviceCondition.UNUSABLE):
-        raise WorkerIncompatible(f"{device.name} cannot take part: {device.reason}")
-    if device.state != DeviceCondition.READY:
-        raise AgentUnreachable(f"{device.name} cannot take part: {device.reason}")
-    if device.used_by not in (None, deployment):
-        raise WorkerBusy(f"{device.name} is in use by deployment {device.used_by}; stop that first")
-
-
-def _is_main_host(device: Device, boot_id: str) -> bool:
-    return bool(boot_id) and device.facts is not None and device.facts.boot_id == boot_id
-
-
-def _candidates(device: Device) -> list[Candidate]:
-    """One candidate per ggml device. A CPU's "free" memory is wrong; the agent's is right."""
-    facts = device.facts
-    if facts is None:
-        return []
-    return [
-        Candidate(
-            agent_id=device.id,
-            device=device.name,
-            ggml_device=ggml.name,
-            host=device.address,
-            available_bytes=facts.memory_available_bytes if ggml.is_cpu else ggml.free_bytes,
-        )
-        for ggml in facts.ggml_devices
-    ]
 
 
 class Attempt:

@@ -3,9 +3,9 @@
 import asyncio
 import hashlib
 import logging
+import re
 import secrets
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,8 @@ from supervisor.service.events import EventBus
 from supervisor.settings import Settings
 
 log = logging.getLogger(__name__)
+
+_DEVICE_ID = re.compile(r"[0-9A-Za-z-]{1,56}")
 
 
 class RegistryStore(Protocol):
@@ -94,12 +96,10 @@ class Registry:
 
         Raises:
             BadToken: The token is wrong, used up or expired.
-            BadRequest: The id is not a UUID.
+            BadRequest: The id cannot be the name of a certificate.
         """
-        try:
-            uuid.UUID(request.agent_id)
-        except ValueError:
-            raise BadRequest(f"{request.agent_id[:60]!r} is not a device id (a UUID)") from None
+        if not _DEVICE_ID.fullmatch(request.agent_id):
+            raise BadRequest(f"{request.agent_id[:60]!r} is not a device id; it should be a UUID")
         verdict = self._store.spend_token(_hash(request.token), time.time())
         if verdict != "ok":
             raise BadToken(

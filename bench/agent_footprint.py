@@ -1,6 +1,6 @@
 """What an idle agent costs: resident memory, and processor time over a minute.
 
-    uv run python bench/agent_footprint.py --seconds 60
+uv run python bench/agent_footprint.py --seconds 60
 """
 
 import argparse

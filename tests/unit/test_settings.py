@@ -79,7 +79,7 @@ def test_variables_of_the_command_line_are_no_settings(name: str) -> None:
         ("stall_s = nan", {}, "setting stall_s = nan"),
         ("retry_limit = -1", {}, "setting retry_limit = -1"),
         ("local_agent = 'maybe'", {}, "setting local_agent = 'maybe'"),
-        ("log_format = 'xml'", {}, "setting log_format = 'xml': input should be 'auto'"),
+        ("log_format = 'xml'", {}, "setting log_format = 'xml': input should be 'text'"),
         ("port = ", {}, "the settings file is not TOML"),
         ("port = 1\nport = 2", {}, "the settings file is not TOML"),
     ],

@@ -6,7 +6,6 @@ uv run python bench/agent_footprint.py --seconds 60
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -37,7 +36,7 @@ async def run(seconds: float) -> dict[str, Any]:
                 resident.append(resident_bytes(pid) or 0)
             used_s = (cpu_seconds(pid) or 0.0) - before_s
             threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
-            files = len(os.listdir(f"/proc/{pid}/fd"))
+            files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
         finally:
             await cluster.close()
     return {

@@ -1,6 +1,6 @@
 """Makes the screenshots of this folder from a real supervisor with two real workers.
 
-    uv run python docs/screenshots/make.py
+uv run python docs/screenshots/make.py
 """
 
 import asyncio

@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 
 _CONNECT_S = 5.0
 _REQUEST_S = 10.0
+_KEEP_ALIVE_S = 60.0
+"""Longer than the pause between heartbeats, so that they share one connection."""
+
 _JOIN_PATIENCE_S = 30.0
 
 
@@ -219,6 +222,7 @@ class MainHost:
             base_url=f"https://{self.endpoint}",
             verify=context,
             timeout=httpx.Timeout(_REQUEST_S, connect=_CONNECT_S),
+            limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_S),
             trust_env=False,
         )
 

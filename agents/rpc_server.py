@@ -24,7 +24,7 @@ GRACE_S = 5.0
 """From SIGTERM to SIGKILL. rpc-server has no handler, so it normally ends at once."""
 
 _PROBE_DEADLINE_S = 2.0
-_FIRST_PAUSE_S = 0.01
+_FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.25
 _ACCEPTED = b"Accepted client connection"
 _CLOSED = b"Client connection closed"
@@ -263,7 +263,7 @@ async def _probe_until_answer(host: str, port: int) -> ProbeResult:
         if result.outcome not in (Outcome.REFUSED, Outcome.BUSY, Outcome.UNREACHABLE):
             return result
         await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+        pause_s = min(pause_s * 1.3, _LONGEST_PAUSE_S)
 
 
 def _silence_text(child: process.Child, endpoint: str, deadline_s: float, others: list[str]) -> str:

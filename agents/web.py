@@ -13,6 +13,9 @@ from agents import tls
 SHUTDOWN_S = 2
 """How long open requests may go on after we were told to stop. Event streams never end alone."""
 
+KEEP_ALIVE_S = 65
+"""Longer than clients keep their connections: a TLS handshake costs a phone several round trips."""
+
 
 class Web(uvicorn.Server):
     """uvicorn without its own signal handlers: ours also end the engine processes."""
@@ -53,5 +56,6 @@ def _config(app: Any, **options: Any) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         **options,
     )

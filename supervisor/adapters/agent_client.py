@@ -25,6 +25,7 @@ _STATUS = TypeAdapter(RpcServerStatus)
 
 _CONNECT_S = 3.0
 _ANSWER_S = 10.0
+_KEEP_ALIVE_S = 60.0
 _TRIES = 3
 
 
@@ -42,6 +43,7 @@ class AgentClient:
             base_url=f"https://{host}:{port}",
             verify=context,
             timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
+            limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_S),
             trust_env=False,
         )
 

@@ -18,6 +18,7 @@ from supervisor.settings import Settings
 
 _WORKERS_EVERY_S = 1.0
 _DEADLINE_SLACK_S = 0.05
+_AFTER_LISTENING_S = 0.01
 
 
 class EngineEnded(Exception):
@@ -99,7 +100,7 @@ class LoadWatch:
     async def _pause(self, seconds: float) -> None:
         if self._listening.is_set():
             # The line is printed a moment before the first 200; look again soon, not at once.
-            await asyncio.sleep(min(seconds, 0.05))
+            await asyncio.sleep(min(seconds, _AFTER_LISTENING_S))
             return
         try:
             async with asyncio.timeout(seconds):

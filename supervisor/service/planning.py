@@ -23,6 +23,8 @@ from supervisor.service.tools import Tools
 
 log = logging.getLogger(__name__)
 
+_FRESH_S = 1.0
+
 
 class Planner:
     """Chooses devices and makes a plan from fresh facts. Starts nothing."""
@@ -83,6 +85,8 @@ class Planner:
         return f"no joined device is free and ready ({why})"
 
     async def _refreshed(self, device: Device, is_required: bool) -> Device | None:
+        if device.silent_s < _FRESH_S:
+            return device  # it spoke just now
         try:
             facts = await self._tools.registry.agent(device.id).facts()
         except (AgentUnreachable, AgentRefused) as exc:

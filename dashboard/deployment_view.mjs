@@ -59,6 +59,8 @@ function deploymentCard(deployment, state, now_ms) {
       ["Port", port],
       ["Launch", launch_id],
     ], "wide"),
+    deployment.state === "ready" && state.host &&
+      copyable(state, `api-${id}`, `OpenAI API, model ${id}`, `${state.host.url}/v1`),
     plan && plan.shards.length > 0 && planView(plan),
     timeline.length > 0 && timelineView(deployment),
     launch_id !== null && [

@@ -17,9 +17,13 @@ __all__ = ["Cluster", "engine_pids", "eventually"]
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """In CI a skip is a failure: everything was installed, so everything has to run."""
+    """In CI a skip is a failure: everything was installed, so everything has to run.
+
+    Except for what the machine forbids, which no installation changes.
+    """
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    skipped = reporter.stats.get("skipped", []) if reporter is not None else []
+    reports = reporter.stats.get("skipped", []) if reporter is not None else []
+    skipped = [report for report in reports if "not permitted here" not in str(report.longrepr)]
     if skipped and exitstatus == 0 and os.environ.get("REQUIRE_ALL_TESTS"):
         reporter.write_line(f"{len(skipped)} tests were skipped, and none may be here", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -82,7 +82,7 @@ def lan() -> Iterator[Lan]:
             try:
                 ip("netns", "add", host.namespace)
             except subprocess.CalledProcessError as exc:
-                pytest.skip(f"no network namespaces here: {exc.stderr.strip()}")
+                pytest.skip(f"not permitted here: network namespaces ({exc.stderr.strip()})")
             made.append(host)
         cable = ["type", "veth", "peer", "name", "eth0", "netns", worker.namespace]
         ip("link", "add", "eth0", "netns", main.namespace, *cable)

@@ -172,6 +172,7 @@ async def _run(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await http.aclose()
+        await registry.close()
         log.info("supervisor.stopped")
 
 

@@ -1,6 +1,7 @@
 """REST API: deployments, devices, launches, logs and events."""
 
 import asyncio
+import hmac
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
@@ -146,7 +147,7 @@ def create_router(services: Services) -> APIRouter:
 
     @router.post("/session", status_code=204)
     async def sign_in(request: SessionRequest) -> Response:
-        if request.key != services.key:
+        if not hmac.compare_digest(request.key.encode(), services.key.encode()):
             raise KeyRequired("that is not the key; 'supervisor key' on the main host prints it")
         response = Response(status_code=204)
         response.set_cookie(COOKIE, services.key, httponly=True, samesite="strict")

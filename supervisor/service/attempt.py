@@ -32,6 +32,7 @@ from supervisor.errors import (
     AgentRefused,
     AgentUnreachable,
     DeviceUnknown,
+    StoreUnusable,
     WorkerBusy,
     WorkerIncompatible,
     WorkerLost,
@@ -150,7 +151,13 @@ class Attempt:
                     "ended_at": _now(),
                 }
             )
-            await asyncio.to_thread(self._tools.store.save_launch, self._record)
+            await self._save_ended(self._record)
+
+    async def _save_ended(self, record: LaunchRecord) -> None:
+        try:
+            await asyncio.to_thread(self._tools.store.save_launch, record)
+        except StoreUnusable as exc:  # everything is ended already; only the note of it is missing
+            log.error("launch.not_stored", extra={"reason": str(exc)})
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -334,8 +341,11 @@ class Attempt:
         if device.state == DeviceCondition.LOST:
             raise WorkerLost(f"{name}: {device.reason}")
         status = device.rpc_server
-        if status is None or status.generation < (self._launch_id or 0):
+        launch_id = self._launch_id or 0
+        if status is None or status.generation < launch_id:
             return  # its last heartbeat is older than this launch
+        if status.generation > launch_id:
+            raise WorkerLost(f"{name} was taken over by launch {status.generation}")
         if status.state in (WorkerState.FAILED, WorkerState.STOPPED):
             why = status.detail or f"its rpc-server is {status.state}; was its agent restarted?"
             raise WorkerLost(f"{name}: {why}")

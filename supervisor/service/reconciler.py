@@ -31,6 +31,7 @@ from supervisor.errors import (
     DeploymentExists,
     DeploymentNotReady,
     DeploymentUnknown,
+    StoreUnusable,
 )
 from supervisor.service.attempt import Attempt
 from supervisor.service.events import EventBus
@@ -55,6 +56,7 @@ class Reconciler:
         self.planner = Planner(tools)
         self._actors: dict[DeploymentId, _Actor] = {}
         self._tasks: dict[DeploymentId, asyncio.Task[None]] = {}
+        self._accepting = asyncio.Lock()
 
     def restore(self) -> None:
         """Go on with what was wanted before we were stopped or killed."""
@@ -74,21 +76,26 @@ class Reconciler:
             ProjectError: It cannot be planned at all (bad model, no devices, no memory).
         """
         name = DeploymentId(spec.name or _name_of(spec.model))
-        existing = self._actors.get(name)
-        if existing is not None and existing.deployment.state in (*LIVE_STATES, State.STOPPING):
-            raise DeploymentExists(
-                f"deployment {name} is {existing.deployment.state}; stop it first, or choose "
-                "another --name"
-            )
+        self._refuse_running(name)
         asked_at_s = time.monotonic()
         # Planned before it is accepted, so that a request which cannot work is refused at once.
         plan = await self.planner.plan(spec, name)
-        if existing is not None:
-            await self._end_actor(name)
-        deployment = Deployment(id=name, spec=spec, since=_now(), plan=plan)
-        await asyncio.to_thread(self._tools.store.save_deployment, deployment)
-        self._add(deployment, asked_at_s)
+        async with self._accepting:
+            self._refuse_running(name)  # planning took a moment; another request may have won
+            deployment = Deployment(id=name, spec=spec, since=_now(), plan=plan)
+            await asyncio.to_thread(self._tools.store.save_deployment, deployment)
+            if name in self._actors:
+                await self._end_actor(name)
+            self._add(deployment, asked_at_s)
         return deployment
+
+    def _refuse_running(self, name: DeploymentId) -> None:
+        actor = self._actors.get(name)
+        if actor is not None and actor.deployment.state in (*LIVE_STATES, State.STOPPING):
+            raise DeploymentExists(
+                f"deployment {name} is {actor.deployment.state}; stop it first, or choose "
+                "another --name"
+            )
 
     async def stop(self, name: str) -> Deployment:
         """Stop a deployment and wait until nothing of it runs."""
@@ -222,6 +229,8 @@ class _Actor:
                 await self._step()
         finally:
             await asyncio.shield(self._close("stopped with the supervisor", None))
+            while not self._commands.empty():
+                self._commands.get_nowait().done.cancel()
 
     async def _step(self) -> None:
         """Do the work of the present state until it ends or a command comes."""
@@ -332,9 +341,8 @@ class _Actor:
     # -- work of each state ------------------------------------------------------------------
 
     async def _plan(self) -> Event:
-        if self._replan_after_s:
-            pause_s, self._replan_after_s = self._replan_after_s, 0.0
-            await self._tools.registry.wait_changed(pause_s)
+        pause_s, self._replan_after_s = self._replan_after_s, 0.0
+        await self._wait_for_other_devices(pause_s)
         await self._wait_for_devices_of(self.awaited)
         if self._asked_at_s is None:
             self._asked_at_s = time.monotonic()
@@ -344,6 +352,15 @@ class _Actor:
         self.awaited = None
         self._change(plan=plan, loads=(), timeline=(), retry_at="", tokens_per_second=None)
         return Event.PLANNED
+
+    async def _wait_for_other_devices(self, pause_s: float) -> None:
+        """Wait ``pause_s``, or until a device comes, goes or changes its state."""
+        registry, deadline_s = self._tools.registry, time.monotonic() + pause_s
+        before = {device.id: device.state for device in registry.devices()}
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            await registry.wait_changed(left_s)
+            if {device.id: device.state for device in registry.devices()} != before:
+                return
 
     async def _wait_for_devices_of(self, plan: Plan | None) -> None:
         """After our restart: wait until the devices that served report again, within limits."""
@@ -404,8 +421,16 @@ class _Actor:
         extra = {"deployment": self.deployment.id, "from": str(before), "to": str(state)}
         log.log(level, "deployment.state_changed", extra={**extra, "reason": reason})
         if state is not State.FETCHING:  # a moment for local files, and PENDING after a crash
-            await asyncio.to_thread(self._tools.store.save_deployment, self.deployment)
+            await self._save()
         self.publish()
+
+    async def _save(self) -> None:
+        """Store the deployment. A full disk must not end the loop that has to clean up."""
+        try:
+            await asyncio.to_thread(self._tools.store.save_deployment, self.deployment)
+        except StoreUnusable as exc:
+            extra = {"deployment": self.deployment.id, "reason": str(exc)}
+            log.error("deployment.not_stored", extra=extra)
 
     def _change(self, **changes: Any) -> None:
         """Note progress within a state; told, not stored."""

@@ -15,7 +15,7 @@ from agents import tls
 from agents.contract import DeviceFacts, Heartbeat, JoinReply, JoinRequest, RpcServerStatus
 from supervisor.core.entities import AgentId, DeploymentId, Device
 from supervisor.core.membership import DeviceCondition, assess
-from supervisor.errors import BadRequest, BadToken, DeviceUnknown
+from supervisor.errors import BadRequest, BadToken, DeviceUnknown, WorkerBusy
 from supervisor.ports import AgentPort, IssuerPort
 from supervisor.service.events import EventBus
 from supervisor.settings import Settings
@@ -129,8 +129,8 @@ class Registry:
 
     async def remove(self, agent_id: AgentId) -> None:
         """Forget a device; its certificate is refused from now on."""
-        if self._entries.pop(agent_id, None) is None:
-            raise DeviceUnknown(f"no device {agent_id}; see 'supervisor devices'")
+        await self._disconnect(self._entry(agent_id))
+        del self._entries[agent_id]
         self._store.delete_agent(agent_id)
         self._bus.publish("device_removed", {"id": agent_id})
         await self._notify()
@@ -142,7 +142,8 @@ class Registry:
         entry = self._entry(agent_id)
         address = message.address or peer_address
         if (address, message.rest_port) != (entry.address, entry.rest_port):
-            entry.address, entry.rest_port, entry.client = address, message.rest_port, None
+            entry.address, entry.rest_port = address, message.rest_port
+            await self._disconnect(entry)
             self._store.save_agent_address(agent_id, address, message.rest_port)
         entry.facts, entry.rpc_server = message.facts, message.rpc_server
         entry.heard_at_s = self._clock()
@@ -178,6 +179,16 @@ class Registry:
                 await self._changed.wait()
         except TimeoutError:
             pass
+
+    async def close(self) -> None:
+        """Close the connections to all agents."""
+        for entry in self._entries.values():
+            await self._disconnect(entry)
+
+    async def _disconnect(self, entry: _Entry) -> None:
+        client, entry.client = entry.client, None
+        if client is not None:
+            await client.close()
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -227,8 +238,17 @@ class Registry:
         return entry.client
 
     def reserve(self, agent_id: AgentId, deployment: DeploymentId) -> None:
-        """Mark a device as taken by a deployment."""
-        self._entry(agent_id).used_by = deployment
+        """Mark a device as taken by a deployment.
+
+        Raises:
+            WorkerBusy: Another deployment took it first; its rpc-server serves only one.
+        """
+        entry = self._entry(agent_id)
+        if entry.used_by not in (None, deployment):
+            raise WorkerBusy(
+                f"{entry.name} is in use by deployment {entry.used_by}; stop that first"
+            )
+        entry.used_by = deployment
         self._publish(agent_id)
 
     def release(self, deployment: DeploymentId) -> None:

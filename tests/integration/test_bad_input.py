@@ -291,6 +291,8 @@ async def test_a_full_disk_is_named_and_nothing_is_lost(cluster: Cluster, demo_m
             assert answer.json()["code"] == "store_unusable"
             assert "free space" in answer.json()["detail"]
         assert not engine_pids()
+        stopped = await cluster.http.get("/api/status", timeout=10)
+        assert stopped.status_code == 200, "the supervisor goes on without its disk"
         filler.unlink()
         again = await cluster.launch(demo_model, name="again")
         assert again.status_code == 201, again.text
@@ -334,3 +336,33 @@ async def test_a_killed_agent_leaves_no_rpc_server(pair: Cluster, demo_model: Pa
         return len(engine_pids()) <= 2
 
     await eventually(is_gone, within_s=5, what="its rpc-server ends with it")
+
+
+async def test_a_disk_that_fills_up_while_serving_ends_nothing(
+    cluster: Cluster, demo_model: Path
+) -> None:
+    disk = cluster.folder / "supervisor"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("not permitted here: mounting a small file system")
+    try:
+        await cluster.supervisor()
+        await cluster.agent("one")
+        await cluster.launch(demo_model)
+        assert (await cluster.settled())["state"] == "ready"
+        with (disk / "filler").open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"x" * 4096)
+            except OSError:
+                pass
+        assert await cluster.complete(tokens=4)
+        stopped = await cluster.http.post("/api/deployments/test/stop")
+        assert stopped.json()["state"] == "stopped", "it can be stopped, and says so"
+        assert not engine_pids()
+    finally:
+        await cluster.close()
+        subprocess.run(["umount", "-l", str(disk)], check=True)

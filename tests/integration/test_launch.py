@@ -234,3 +234,31 @@ async def test_logs_of_every_process_can_be_read(pair: Cluster, demo_model: Path
     assert len(rest.json()["text"]) < len(log["text"])
     worker = await pair.http.get("/api/deployments/test/logs", params={"process": "one"})
     assert "Accepted client connection" in worker.json()["text"]
+
+
+async def test_two_requests_at_once_for_one_name_make_one_deployment(
+    pair: Cluster, demo_model: Path
+) -> None:
+    answers = await asyncio.gather(*(pair.launch(demo_model) for _ in range(4)))
+    assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
+    assert (await pair.settled())["state"] == "ready"
+    assert len((await pair.http.get("/api/launches")).json()) == 1
+
+
+async def test_two_deployments_never_share_a_worker(pair: Cluster, demo_model: Path) -> None:
+    """Both were planned while the worker was free; the later one must not take it away."""
+    names = ("a", "b", "c")
+    answers = await asyncio.gather(
+        *(pair.launch(demo_model, name=name, devices=["one"]) for name in names)
+    )
+    accepted = [n for n, a in zip(names, answers, strict=True) if a.status_code == 201]
+    ended = [await pair.settled(name) for name in accepted]
+    ready = [deployment for deployment in ended if deployment["state"] == "ready"]
+    assert len(ready) == 1
+    for deployment in ended:
+        if deployment["state"] != "ready":
+            assert deployment["error_code"] == "worker_busy"
+    answer = await pair.http.post(
+        "/v1/completions", json={"model": ready[0]["id"], "prompt": "Hi", "max_tokens": 4}
+    )
+    assert answer.status_code == 200

@@ -179,26 +179,24 @@ class ChildLedger:
         self._path = path
 
     def add(self, child: Child) -> None:
-        """Remember a child. Written before we rely on it, replaced atomically.
+        """Remember a child, and forget those that have ended. Replaced atomically.
 
         Raises:
             FolderNotWritable: The file cannot be written.
         """
         record = ChildRecord(child.name, child.pid, start_mark(child.pid), child.argv)
-        self._write([*self._read(), record])
-
-    def remove(self, pid: int) -> None:
-        """Forget a child that was reaped."""
-        self._write([record for record in self._read() if record.pid != pid])
+        self._write([*self._alive(), record])
 
     def sweep(self) -> list[ChildRecord]:
         """Kill children of an earlier run that are still alive; returns them."""
-        left = [r for r in self._read() if r.start_mark and start_mark(r.pid) == r.start_mark]
+        left = self._alive()
         for record in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(record.pid, signal.SIGKILL)
-        self._write([])
         return left
+
+    def _alive(self) -> list[ChildRecord]:
+        return [r for r in self._read() if r.start_mark and start_mark(r.pid) == r.start_mark]
 
     def _read(self) -> list[ChildRecord]:
         try:

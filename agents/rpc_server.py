@@ -225,7 +225,6 @@ class RpcServer:
             self._watcher = None
         if self._child is not None:
             await self._child.stop(grace_s=GRACE_S)
-            self._ledger.remove(self._child.pid)
         if self._reservation is not None:
             self._reservation.release()
             self._reservation = None

@@ -22,10 +22,10 @@ from agents.errors import FolderNotWritable
 from agents.join import JoinCode
 from agents.rpc_protocol import probe
 from supervisor import files
-from supervisor.adapters import agent_archive, llama_server
+from supervisor.adapters import agent_archive
 from supervisor.adapters.agent_client import AgentClient
 from supervisor.adapters.authority import Authority
-from supervisor.adapters.llama_server import LlamaServerClient
+from supervisor.adapters.llama_server import LlamaServerClient, LlamaServerStarter
 from supervisor.adapters.models import list_models, read_model
 from supervisor.adapters.store import Store
 from supervisor.api.auth import load_or_make_key
@@ -102,13 +102,14 @@ async def _run(
 
     registry = Registry(settings, store, authority, connect, bus)
     registry.rpc_protocol = main_host.engine.rpc_protocol if main_host.engine else ""
+    starter = LlamaServerStarter(folder / "children.json")
     tools = Tools(
         settings=settings,
         registry=registry,
         store=store,
         read_model=read_model,
         probe=probe,
-        start_engine=llama_server.start,
+        start_engine=starter.start,
         connect_engine=LlamaServerClient,
         main_host=lambda: main_host,
     )

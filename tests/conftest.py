@@ -24,7 +24,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     reports = reporter.stats.get("skipped", []) if reporter is not None else []
     skipped = [report for report in reports if "not permitted here" not in str(report.longrepr)]
-    if skipped and exitstatus == 0 and os.environ.get("REQUIRE_ALL_TESTS"):
+    if reporter and skipped and exitstatus == 0 and os.environ.get("REQUIRE_ALL_TESTS"):
         reporter.write_line(f"{len(skipped)} tests were skipped, and none may be here", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

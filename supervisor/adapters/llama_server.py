@@ -1,5 +1,6 @@
 """The llama-server process and its HTTP interface."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,15 +9,42 @@ from typing import Any
 import httpx
 
 from agents import process
+from agents.errors import FolderNotWritable
 from supervisor.errors import EngineNotReady
 from supervisor.ports import Answer, Health
 
+log = logging.getLogger(__name__)
 
-async def start(
-    argv: Sequence[str], environment: Mapping[str, str], log_path: Path
-) -> process.Child:
-    """Start llama-server; it dies with us, whatever kills us (on Linux)."""
-    return await process.spawn("llama-server", argv, log_path=log_path, environment=environment)
+
+class LlamaServerStarter:
+    """Starts llama-server so that none is left behind.
+
+    On Linux the kernel ends it with us, whatever ends us; elsewhere our next start does.
+    """
+
+    def __init__(self, ledger_path: Path) -> None:
+        self._ledger = process.ChildLedger(ledger_path)
+        for record in self._ledger.sweep():
+            log.warning("llama_server.orphan_killed", extra={"pid": record.pid})
+
+    async def start(
+        self, argv: Sequence[str], environment: Mapping[str, str], log_path: Path
+    ) -> process.Child:
+        """Start one.
+
+        Raises:
+            EngineMissing, EngineUnusable: The program is not there or does not run.
+            FolderNotWritable: Its log cannot be written.
+        """
+        child = await process.spawn(
+            "llama-server", argv, log_path=log_path, environment=environment
+        )
+        try:
+            self._ledger.add(child)
+        except FolderNotWritable:
+            await child.stop(grace_s=0)
+            raise
+        return child
 
 
 class LlamaServerClient:

@@ -233,10 +233,9 @@ async def test_the_ledger_remembers_who_runs_and_forgets_who_was_reaped(tmp_path
     ledger = ChildLedger(tmp_path / "children.json")
     first = await started(SLEEP, tmp_path)
     second = await started(SLEEP, tmp_path)
-    ledger.add(first)
     ledger.add(second)
     await second.stop(grace_s=5)
-    ledger.remove(second.pid)
+    ledger.add(first)
     [record] = json.loads((tmp_path / "children.json").read_text())
     assert (record["pid"], record["argv"]) == (first.pid, SLEEP)
     assert record["start_mark"] == start_mark(first.pid) != ""
@@ -251,6 +250,8 @@ def test_a_ledger_that_cannot_be_read_is_empty(tmp_path: Path, text: str) -> Non
     assert ChildLedger(path).sweep() == []
 
 
-def test_a_ledger_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
+async def test_a_ledger_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
+    child = await started(SLEEP, tmp_path)
     with pytest.raises(FolderNotWritable, match=r"cannot write .*children\.json"):
-        ChildLedger(tmp_path / "missing" / "children.json").sweep()
+        ChildLedger(tmp_path / "missing" / "children.json").add(child)
+    await child.stop(grace_s=5)

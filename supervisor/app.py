@@ -262,6 +262,8 @@ class _LocalAgent:
         token, _ = self._services.registry.new_token(hours=1.0, once=True)
         code = JoinCode(self._services.join_endpoints, token, self._services.fingerprint)
         argv = [sys.executable, "-m", "agents", "join", "-", "--data", str(self._folder / "agent")]
+        # Its rpc-server is for the llama-server beside it, and nobody else's to reach.
+        argv += ["--host", "127.0.0.1"]
         if self._settings.engine_folder is not None:
             argv += ["--engine", str(self._settings.engine_folder)]
         if self._settings.log_format == "json":

@@ -171,6 +171,7 @@ async def test_the_main_hosts_own_agent_is_started_and_restarted(tmp_path: Path)
             return next((d for d in answer if d["state"] == "ready"), None)
 
         first = await eventually(device, within_s=30, what="the local device is ready")
+        assert first["address"] == "127.0.0.1", "its rpc-server is not for the network"
         agents = _agent_pids(data)
         assert len(agents) == 1
         os.kill(agents[0], 9)

@@ -86,6 +86,19 @@ class WorkerTaken(AgentError):
     retryable = True
 
 
+class MeasurementUnsupported(AgentError):
+    """The rpc-server is none whose operations we know how to call."""
+
+    code = "measurement_unsupported"
+
+
+class MeasurementFailed(AgentError):
+    """A measurement did not come to its end: no answer, a lost connection, too little memory."""
+
+    code = "measurement_failed"
+    retryable = True
+
+
 class FolderNotWritable(AgentError):
     """A data or log folder cannot be written."""
 

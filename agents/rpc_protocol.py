@@ -19,11 +19,23 @@ from typing import Self
 
 
 class Command(IntEnum):
-    """Commands that we send ourselves; the numbers are stable since protocol 1.0."""
+    """Commands that we send ourselves; a number never changed since protocol 1.0."""
 
+    ALLOC_BUFFER = 0
+    GET_ALIGNMENT = 1
+    GET_MAX_SIZE = 2
+    BUFFER_GET_BASE = 3
+    FREE_BUFFER = 4
+    BUFFER_CLEAR = 5
+    SET_TENSOR = 6
+    GET_TENSOR = 8
+    COPY_TENSOR = 9
+    GRAPH_COMPUTE = 10
     GET_DEVICE_MEMORY = 11
+    GET_ALLOC_SIZE = 13
     HELLO = 14
     DEVICE_COUNT = 15
+    GRAPH_RECOMPUTE = 16
 
 
 CAPABILITIES_BYTES = 24

@@ -128,6 +128,19 @@ class EngineRefusedFlag(EngineError):
     code = "engine_refused_flag"
 
 
+class EngineToolMissing(EngineError):
+    """This build of llama.cpp lacks a program that only estimates."""
+
+    code = "engine_tool_missing"
+
+
+class EstimateFailed(EngineError):
+    """The engine could not say how much memory a placement needs."""
+
+    code = "estimate_failed"
+    retryable = True
+
+
 class EngineNotReady(EngineError):
     """llama-server listens but its first completion failed."""
 

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from agents import errors, logfile, tls
 from agents.contract import SUPERVISOR_NAME, DeviceFacts, RpcServerSpec, read
+from agents.requests import problem, read_body
 from agents.rpc_server import RpcServer
 
 MAX_BODY_BYTES = 64 * 1024
@@ -27,15 +28,9 @@ _STATUS = {
 }
 
 
-def problem(status: int, code: str, detail: str) -> JSONResponse:
-    """An RFC 9457 answer."""
-    body = {"type": f"errors.md#{code}", "code": code, "detail": detail, "status": status}
-    return JSONResponse(body, status, media_type="application/problem+json")
-
-
 async def _on_error(_: Request, exc: Exception) -> Response:
-    code = exc.code if isinstance(exc, errors.ProjectError) else "error"
-    return problem(_STATUS.get(code, 500), code, str(exc))
+    assert isinstance(exc, errors.ProjectError)
+    return problem(_STATUS.get(exc.code, 500), exc.code, str(exc))
 
 
 class SupervisorOnly:
@@ -89,11 +84,7 @@ def create_app(
 
 
 async def _body(request: Request) -> Any:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise errors.BadMessage(f"body of more than {MAX_BODY_BYTES} bytes")
+    body = await read_body(request, MAX_BODY_BYTES, errors.BadMessage)
     try:
         return json.loads(body)
     except ValueError as exc:

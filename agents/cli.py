@@ -3,22 +3,21 @@
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
-from agents import __version__, engine, facts, log, ports, web
+from agents import __version__, datafolder, engine, facts, log, ports, web
 from agents.api import create_app
 from agents.contract import AGENT_PORT, DeviceFacts, EngineFacts, GgmlDevice, Heartbeat
-from agents.errors import AgentRunning, FolderNotWritable, PortInUse, ProjectError
+from agents.errors import AgentRunning, PortInUse, ProjectError
 from agents.join import Identity, JoinCode, MainHost, keep_alive
 from agents.rpc_server import RpcServer
 
@@ -96,10 +95,8 @@ def options_from(parsed: argparse.Namespace) -> Options:
     Raises:
         BadJoinCode: The code cannot be read.
     """
-    # "-" keeps the token out of the process list, where every user of a host can see it.
-    text = os.environ.get(CODE_VARIABLE, "") if parsed.code == "-" else parsed.code
     return Options(
-        code=JoinCode.parse(text),
+        code=join_code(parsed.code),
         folder=parsed.data,
         engine=parsed.engine,
         host=parsed.host,
@@ -109,14 +106,31 @@ def options_from(parsed: argparse.Namespace) -> Options:
     )
 
 
+def join_code(text: str) -> JoinCode:
+    """The join code of a command line; ``-`` reads it from the environment.
+
+    That keeps the token out of the process list, where every user of a host can see it.
+
+    Raises:
+        BadJoinCode: It cannot be read.
+    """
+    return JoinCode.parse(os.environ.get(CODE_VARIABLE, "") if text == "-" else text)
+
+
 async def run(options: Options) -> None:
     """Join, then serve until a stop signal; the rpc-server never outlives us.
 
     Raises:
         ProjectError: Any expected reason why it cannot run.
     """
-    _make_folder(options.folder)
-    async with _only_agent(options.folder):
+    # A second agent in the same folder would end the rpc-server of the first.
+    taken = AgentRunning(
+        f"another agent uses {options.folder} and serves this device already; stop it, "
+        "or choose another folder with --data"
+    )
+    async with datafolder.held(
+        options.folder, "agent.lock", taken=taken, patience_s=_LOCK_PATIENCE_S
+    ):
         await _run(options)
 
 
@@ -206,41 +220,6 @@ async def _stop_signal() -> None:
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     await stop.wait()
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as exc:
-        raise FolderNotWritable(
-            f"cannot write the data folder {folder}: {exc.strerror}; choose another with --data"
-        ) from exc
-
-
-@contextlib.asynccontextmanager
-async def _only_agent(folder: Path) -> AsyncIterator[None]:
-    """Hold the lock of the data folder: a second agent would end the rpc-server of the first.
-
-    Raises:
-        AgentRunning: Another agent keeps it.
-    """
-    deadline_s = asyncio.get_running_loop().time() + _LOCK_PATIENCE_S
-    with (folder / "agent.lock").open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as exc:
-                if asyncio.get_running_loop().time() >= deadline_s:
-                    raise AgentRunning(
-                        f"another agent uses {folder} and serves this device already; stop it, "
-                        "or choose another folder with --data"
-                    ) from exc
-            await asyncio.sleep(0.1)
-        yield
 
 
 async def _choose_engine(options: Options) -> EngineFacts | None:

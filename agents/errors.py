@@ -14,7 +14,7 @@ class ProjectError(Exception):
     later without a human.
     """
 
-    code: ClassVar[str] = "error"
+    code: str = "error"
     retryable: ClassVar[bool] = False
 
 

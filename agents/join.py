@@ -6,7 +6,6 @@ authority, and the token leaves this device only after that fingerprint was seen
 
 import asyncio
 import logging
-import os
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from tenacity import (
     wait_exponential,
 )
 
-from agents import tls
+from agents import privatefile, tls
 from agents.contract import (
     SUPERVISOR_NAME,
     Heartbeat,
@@ -116,11 +115,7 @@ class Identity:
         # The authority's file decides whether we have joined, so it comes last.
         texts = (reply.key_pem, reply.certificate_pem, reply.authority_pem)
         for path, text in zip((self.key, self.certificate, self.authority), texts, strict=True):
-            temporary = path.with_suffix(".new")
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-            temporary.replace(path)
+            privatefile.write(path, text)
 
     def forget(self) -> None:
         """Remove what the main host no longer accepts."""

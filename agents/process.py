@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from agents import logfile
+from agents import logfile, privatefile
 from agents.errors import EngineMissing, EngineUnusable, FolderNotWritable
 
 # Both guards become the program by exec, so they cost no process. They ask Linux to signal the
@@ -178,8 +178,25 @@ class ChildLedger:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    async def spawn(
+        self, name: str, argv: Sequence[str], *, log_path: Path, environment: Mapping[str, str]
+    ) -> Child:
+        """Start a child and remember it; one that cannot be remembered is ended again.
+
+        Raises:
+            EngineMissing, EngineUnusable: As :func:`spawn`.
+            FolderNotWritable: Its log or this file cannot be written.
+        """
+        child = await spawn(name, argv, log_path=log_path, environment=environment)
+        try:
+            self.add(child)
+        except FolderNotWritable:
+            await child.stop(grace_s=0)
+            raise
+        return child
+
     def add(self, child: Child) -> None:
-        """Remember a child, and forget those that have ended. Replaced atomically.
+        """Remember a child, and forget those that have ended.
 
         Raises:
             FolderNotWritable: The file cannot be written.
@@ -205,10 +222,8 @@ class ChildLedger:
             return []
 
     def _write(self, records: list[ChildRecord]) -> None:
-        temporary = self._path.with_suffix(".new")
         try:
-            temporary.write_text(json.dumps([asdict(record) for record in records]))
-            temporary.replace(self._path)
+            privatefile.write(self._path, json.dumps([asdict(record) for record in records]))
         except OSError as exc:
             raise FolderNotWritable(
                 f"cannot write {self._path}: {exc.strerror}; free space or choose another folder"

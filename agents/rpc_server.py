@@ -1,7 +1,9 @@
 """The one rpc-server of this device: started on request, proven ready, reaped when it ends."""
 
 import asyncio
+import contextlib
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +53,8 @@ class RpcServer:
         self._one_at_a_time = asyncio.Lock()
         self._reservation: ports.Reservation | None = None
         self._starts = 0
-        self._waiters: list[asyncio.Future[None]] = []
+        self._settled = asyncio.Event()
+        self._settled.set()
         self.changed = asyncio.Event()
         """Set on every change of state; whoever waits on it clears it."""
 
@@ -96,6 +99,8 @@ class RpcServer:
             if spec.generation == self._status.generation and is_up:
                 return self.status()
             await self._end()
+            # What ran is gone, whether or not the new one can be started.
+            self._become(RpcServerStatus(WorkerState.STOPPED, generation=spec.generation))
             await self._start(spec)
             return self.status()
 
@@ -112,14 +117,9 @@ class RpcServer:
 
     async def wait_while_starting(self, timeout_s: float) -> RpcServerStatus:
         """Status once it is no longer starting, or after ``timeout_s`` seconds."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while self._status.state is WorkerState.STARTING:
-            watcher = self._changed_once()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await watcher
-            except TimeoutError:
-                break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
         return self.status()
 
     async def close(self) -> None:
@@ -140,12 +140,10 @@ class RpcServer:
         if spec.devices:
             argv += ["-d", ",".join(spec.devices)]
         self._starts += 1
-        log_path = self._logs / f"rpc-server-{spec.generation}.{self._starts}.log"
-        child = await process.spawn(
+        log_path = self._logs / f"rpc-server-{spec.generation}.{os.getpid()}.{self._starts}.log"
+        child = self._child = await self._ledger.spawn(
             "rpc-server", argv, log_path=log_path, environment=self._environment
         )
-        self._child = child
-        self._ledger.add(child)
         self._become(
             RpcServerStatus(
                 WorkerState.STARTING,
@@ -243,15 +241,10 @@ class RpcServer:
             )
         self._status = status
         self.changed.set()
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def _changed_once(self) -> asyncio.Future[None]:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters = [*self._waiters, waiter]
-        return waiter
+        if status.state is WorkerState.STARTING:
+            self._settled.clear()
+        else:
+            self._settled.set()
 
 
 async def _probe_until_answer(host: str, port: int) -> ProbeResult:

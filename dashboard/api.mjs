@@ -36,7 +36,7 @@ const deployment = (/** @type {string} */ id) => `/api/deployments/${encodeURICo
 export const api = {
   models: () => request("GET", "/api/models"),
   signIn: (/** @type {string} */ key) => request("POST", "/api/session", { key }),
-  joinCode: () => request("GET", "/api/join-code"),
+  joinCode: () => request("POST", "/api/join-code"),
   launch: (/** @type {object} */ spec) => request("POST", "/api/deployments", spec),
   start: (/** @type {string} */ id) => request("POST", `${deployment(id)}/start`),
   stop: (/** @type {string} */ id) => request("POST", `${deployment(id)}/stop`),

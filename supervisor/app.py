@@ -1,24 +1,25 @@
 """Composition root: builds one supervisor from its parts and runs it until it is told to stop."""
 
 import asyncio
-import contextlib
-import fcntl
+import ipaddress
+import itertools
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
-from agents import engine, facts, ports, process, tls, web
+from agents import datafolder, engine, facts, ports, privatefile, process, tls, web
 from agents.cli import CODE_VARIABLE, STOP_SIGNALS
 from agents.contract import EngineFacts
-from agents.errors import FolderNotWritable
+from agents.errors import ProjectError
 from agents.join import JoinCode
 from agents.rpc_protocol import probe
 from supervisor import files
@@ -32,6 +33,7 @@ from supervisor.api.auth import load_or_make_key
 from supervisor.api.join_api import create_join_app
 from supervisor.api.rest import Services
 from supervisor.api.web import create_app
+from supervisor.core.commands import known_flags
 from supervisor.errors import SupervisorRunning
 from supervisor.service.events import EventBus
 from supervisor.service.reconciler import Reconciler
@@ -44,6 +46,7 @@ log = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 """Written while a supervisor runs: its address, for commands on the same host."""
 
+_LOOPBACK = ipaddress.ip_address("127.0.0.1")
 _AGENT_GRACE_S = 8.0
 _AGENT_PAUSE_S = 3.0
 
@@ -65,7 +68,11 @@ async def serve(settings: Settings, announce: Callable[[Running], None]) -> None
     Raises:
         ProjectError: It cannot start; says what to change.
     """
-    with _data_folder(settings.data_folder) as folder:
+    folder = settings.data_folder
+    taken = SupervisorRunning(
+        f"another supervisor uses {folder}; stop it, or choose another folder with --data"
+    )
+    async with datafolder.held(folder, "supervisor.lock", taken=taken):
         store = Store(folder / "supervisor.db")
         try:
             await _run(settings, folder, store, announce)
@@ -73,25 +80,89 @@ async def serve(settings: Settings, announce: Callable[[Running], None]) -> None
             store.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Addresses:
+    """Where we listen. ``url`` is for people, ``local_url`` for commands on this host."""
+
+    web: list[socket.socket]
+    agents: socket.socket
+    agents_endpoint: str
+    url: str
+    local_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """One supervisor, put together and not yet running."""
+
+    services: Services
+    http: httpx.AsyncClient
+    servers: list[tuple[web.Web, list[socket.socket]]]
+
+
 async def _run(
     settings: Settings, folder: Path, store: Store, announce: Callable[[Running], None]
 ) -> None:
+    addresses = _listen(settings)
+    parts = await _compose(settings, folder, store, addresses)
+    services = parts.services
+    stop = asyncio.Event()
+    for number in STOP_SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    serving = [asyncio.create_task(web_.serve(sockets=socks)) for web_, socks in parts.servers]
+    others = [asyncio.create_task(services.registry.watch_silence())]
+    if settings.local_agent:
+        others.append(asyncio.create_task(_LocalAgent(settings, folder, services).run()))
+    try:
+        services.reconciler.restore()
+        # Loopback, not ``url``: from any other address, our own included, the key is needed.
+        _write_run_file(folder, addresses.local_url)
+        started = {"url": addresses.url, "agents_at": addresses.agents_endpoint}
+        log.info("supervisor.started", extra=started)
+        announce(_running(services))
+        await _until_stopped(stop, [*serving, *others])
+    finally:
+        await services.reconciler.close()
+        (folder / RUN_FILE).unlink(missing_ok=True)
+        services.bus.close()
+        for server, _ in parts.servers:
+            server.should_exit = True
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*serving, *others, return_exceptions=True)
+        await parts.http.aclose()
+        await services.registry.close()
+        log.info("supervisor.stopped")
+
+
+def _listen(settings: Settings) -> _Addresses:
+    """Listen before anything else is made, so that a taken port costs nothing."""
+    purpose = "the dashboard (setting port)"
+    first = ports.listen(settings.host, settings.port, purpose)
+    port = first.getsockname()[1]
+    bound = ipaddress.ip_address(first.getsockname()[0])
+    reaches_loopback = bound.is_unspecified or bound == _LOOPBACK
+    others = [] if reaches_loopback else [ports.listen(str(_LOOPBACK), port, purpose)]
+    join_host = settings.join_host or ports.local_address_towards("192.0.2.1")
+    agents = ports.listen(join_host, settings.join_port, "agents (setting join_port)")
+    shown = join_host if bound.is_unspecified else settings.host
+    return _Addresses(
+        web=[first, *others],
+        agents=agents,
+        agents_endpoint=f"{join_host}:{agents.getsockname()[1]}",
+        url=f"http://{shown}:{port}",
+        local_url=f"http://{_LOOPBACK}:{port}",
+    )
+
+
+async def _compose(settings: Settings, folder: Path, store: Store, addresses: _Addresses) -> _Parts:
     authority = Authority(folder / "authority")
     inherited = engine.inherited()
-    engines = engine.discover(
+    found = engine.discover(
         inherited, explicit=settings.engine_folder, own_engines=folder / "engines"
     )
-    engines = [await engine.inspect(found, inherited) for found in engines]
+    engines = [await engine.inspect(each, inherited) for each in found]
     main_host = await _main_host(folder, inherited, engines)
-    join_host = settings.join_host or ports.local_address_towards("192.0.2.1")
-    join_listener = ports.listen(join_host, settings.join_port, "agents (setting join_port)")
-    listeners = [ports.listen(settings.host, settings.port, "the dashboard (setting port)")]
-    port = listeners[0].getsockname()[1]
-    if settings.host not in ("127.0.0.1", "0.0.0.0"):  # noqa: S104 - compared, not bound
-        listeners.append(ports.listen("127.0.0.1", port, "the dashboard (setting port)"))
-    shown = join_host if settings.host == "0.0.0.0" else settings.host  # noqa: S104 - compared
-    url = f"http://{shown}:{port}"
-
     bus = EventBus()
     context = tls.client_context(
         authority.certificate_pem, authority.supervisor_certificate, authority.supervisor_key
@@ -102,32 +173,29 @@ async def _run(
 
     registry = Registry(settings, store, authority, connect, bus)
     registry.rpc_protocol = main_host.engine.rpc_protocol if main_host.engine else ""
-    starter = LlamaServerStarter(folder / "children.json")
     tools = Tools(
         settings=settings,
         registry=registry,
         store=store,
         read_model=read_model,
         probe=probe,
-        start_engine=starter.start,
+        start_engine=LlamaServerStarter(folder / "children.json").start,
         connect_engine=LlamaServerClient,
-        main_host=lambda: main_host,
+        main_host=main_host,
     )
-    reconciler = Reconciler(tools, bus)
-    endpoint = f"{join_host}:{join_listener.getsockname()[1]}"
     services = Services(
         settings=settings,
         registry=registry,
-        reconciler=reconciler,
+        reconciler=Reconciler(tools, bus),
         launches=store,
         bus=bus,
-        main_host=lambda: main_host,
-        engines=lambda: engines,
+        main_host=main_host,
+        engines=tuple(engines),
         list_models=lambda: list_models([*settings.model_folders, Path.home() / "models"]),
-        join_endpoints=(endpoint,),
+        join_endpoints=(addresses.agents_endpoint,),
         fingerprint=authority.fingerprint,
         server_pin=authority.server_pin(),
-        url=url,
+        url=addresses.url,
         key=load_or_make_key(folder),
     )
     # A slow phone may think for minutes before its first byte: no read time-out towards the engine.
@@ -135,46 +203,15 @@ async def _run(
     join_app = create_join_app(
         registry, authority.certificate_pem, _downloads(folder), settings.heartbeat_s
     )
-    servers = [
-        (web.plain(create_app(services, http, files.dashboard())), listeners),
-        (
-            web.mutual_tls(
-                join_app,
-                certificate=authority.supervisor_certificate,
-                key=authority.supervisor_key,
-                authority=authority.certificate_path,
-                need_client=False,
-            ),
-            [join_listener],
-        ),
-    ]
-    local_agent = _LocalAgent(settings, folder, services) if settings.local_agent else None
-    stop = asyncio.Event()
-    for number in STOP_SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    tasks = [asyncio.create_task(server.serve(sockets=socks)) for server, socks in servers]
-    tasks.append(asyncio.create_task(registry.watch_silence()))
-    if local_agent is not None:
-        tasks.append(asyncio.create_task(local_agent.run()))
-    try:
-        reconciler.restore()
-        # Loopback, not ``url``: from any other address, our own included, the key is needed.
-        _write_run_file(folder, f"http://127.0.0.1:{port}")
-        log.info("supervisor.started", extra={"url": url, "agents_at": endpoint})
-        announce(_running(services, registry))
-        await _until_stopped(stop, tasks)
-    finally:
-        await reconciler.close()
-        (folder / RUN_FILE).unlink(missing_ok=True)
-        bus.close()
-        for server, _ in servers:
-            server.should_exit = True
-        for task in tasks[len(servers) :]:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await http.aclose()
-        await registry.close()
-        log.info("supervisor.stopped")
+    join_web = web.mutual_tls(
+        join_app,
+        certificate=authority.supervisor_certificate,
+        key=authority.supervisor_key,
+        authority=authority.certificate_path,
+        need_client=False,
+    )
+    page = web.plain(create_app(services, http, files.dashboard()))
+    return _Parts(services, http, [(page, addresses.web), (join_web, [addresses.agents])])
 
 
 async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
@@ -192,15 +229,16 @@ async def _main_host(
 ) -> MainHost:
     usable = [found for found in engines if found.llama_server and not found.problem]
     chosen = next(iter(usable), next(iter(engines), None))
-    help_text = ""
+    known: frozenset[str] = frozenset()
     if chosen is not None and chosen.llama_server and not chosen.problem:
         _, help_text = await engine.run([chosen.llama_server, "--help"], inherited)
+        known = known_flags(help_text)
     (folder / "empty-config").mkdir(exist_ok=True)
     return MainHost(
         name=facts.device_name(),
         boot_id=facts.boot_id(),
         engine=chosen,
-        help_text=help_text,
+        known_flags=known,
         inherited=inherited,
         folder=folder,
     )
@@ -225,8 +263,8 @@ def _downloads(folder: Path) -> Callable[[str], Path | None]:
     return find
 
 
-def _running(services: Services, registry: Registry) -> Running:
-    token, expires_at = registry.new_token(hours=services.settings.join_hours)
+def _running(services: Services) -> Running:
+    token, expires_at = services.registry.new_token(hours=services.settings.join_hours)
     code = JoinCode(services.join_endpoints, token, services.fingerprint)
     return Running(
         url=services.url,
@@ -247,16 +285,22 @@ class _LocalAgent:
 
     async def run(self) -> None:
         """Keep one agent running until cancelled."""
-        for number in range(1, sys.maxsize):
-            child = await self._start(number)
+        for number in itertools.count(1):
             try:
-                status = await child.wait()
-            except asyncio.CancelledError:
-                await child.stop(grace_s=_AGENT_GRACE_S)
-                raise
-            how = process.describe_exit(status)
-            log.warning("local_agent.ended", extra={"how": how, "log": str(child.log_path)})
+                child = await self._start(number)
+            except ProjectError as exc:  # such as a full disk: the cluster goes on without it
+                log.error("local_agent.not_started", extra={"reason": str(exc)})
+            else:
+                await self._wait(child)
             await asyncio.sleep(_AGENT_PAUSE_S)
+
+    async def _wait(self, child: process.Child) -> None:
+        try:
+            how = process.describe_exit(await child.wait())
+        except asyncio.CancelledError:
+            await child.stop(grace_s=_AGENT_GRACE_S)
+            raise
+        log.warning("local_agent.ended", extra={"how": how, "log": str(child.log_path)})
 
     async def _start(self, number: int) -> process.Child:
         token, _ = self._services.registry.new_token(hours=1.0, once=True)
@@ -268,43 +312,16 @@ class _LocalAgent:
             argv += ["--engine", str(self._settings.engine_folder)]
         if self._settings.log_format == "json":
             argv.append("--json-logs")
-        import signal
-
         return await process.spawn(
             "agent",
             argv,
-            log_path=self._folder / "logs" / f"agent-{number}.log",
+            log_path=self._folder / "logs" / f"agent-{os.getpid()}.{number}.log",
             environment={**os.environ, CODE_VARIABLE: str(code)},
             # SIGTERM, not SIGKILL: the agent must still end its rpc-server.
             parent_death_signal=signal.SIGTERM,
         )
 
 
-@contextlib.contextmanager
-def _data_folder(folder: Path) -> Iterator[Path]:
-    """The data folder, made and locked: one supervisor per folder.
-
-    Raises:
-        FolderNotWritable, SupervisorRunning
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (folder / "supervisor.lock").open("a")
-    except OSError as exc:
-        raise FolderNotWritable(
-            f"cannot write the data folder {folder}: {exc.strerror}; choose another with --data"
-        ) from exc
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise SupervisorRunning(
-                f"another supervisor uses {folder}; stop it, or choose another folder with --data"
-            ) from exc
-        yield folder
-
-
 def _write_run_file(folder: Path, url: str) -> None:
-    temporary = folder / f"{RUN_FILE}.new"
-    temporary.write_text(json.dumps({"url": url, "pid": os.getpid(), "host": socket.gethostname()}))
-    temporary.replace(folder / RUN_FILE)
+    facts_of_run = {"url": url, "pid": os.getpid(), "host": socket.gethostname()}
+    privatefile.write(folder / RUN_FILE, json.dumps(facts_of_run))

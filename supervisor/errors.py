@@ -176,14 +176,14 @@ class AgentUnreachable(PeerError):
 class AgentRefused(PeerError):
     """The agent of a device answered with an error of its own.
 
-    Carries the agent's code, so that the cause is not lost on the way.
+    ``code`` becomes the agent's own, so that the cause is not lost on the way.
     """
 
     code = "agent_refused"
 
-    def __init__(self, message: str, agent_code: str) -> None:
+    def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
-        self.agent_code = agent_code
+        self.code = code
 
 
 class WorkerBusy(PeerError):
@@ -231,9 +231,9 @@ class SupervisorRefused(PeerError):
 
     code = "supervisor_refused"
 
-    def __init__(self, message: str, remote_code: str) -> None:
+    def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
-        self.remote_code = remote_code
+        self.code = code
 
 
 class StateError(ProjectError):

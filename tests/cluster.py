@@ -95,7 +95,7 @@ class Cluster:
         return program
 
     async def code(self, **params: Any) -> str:
-        answer = await self.http.get("/api/join-code", params=params)
+        answer = await self.http.post("/api/join-code", params=params)
         return str(answer.json()["code"])
 
     async def agent(self, name: str, *extra: str, wait: bool = True) -> Program:

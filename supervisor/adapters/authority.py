@@ -3,7 +3,6 @@
 import base64
 import datetime
 import hashlib
-import os
 from pathlib import Path
 
 from cryptography import x509
@@ -11,7 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from agents import tls
+from agents import privatefile, tls
 from agents.contract import SUPERVISOR_NAME
 from agents.errors import FolderNotWritable
 from supervisor.ports import Issued
@@ -42,7 +41,7 @@ class Authority:
             if not self.supervisor_key.exists():
                 issued = self.issue(SUPERVISOR_NAME)
                 self.supervisor_certificate.write_text(issued.certificate_pem)
-                _write_private(self.supervisor_key, issued.key_pem)
+                privatefile.write(self.supervisor_key, issued.key_pem)
         except OSError as exc:
             raise FolderNotWritable(f"cannot keep keys in {folder}: {exc.strerror}") from exc
 
@@ -113,7 +112,7 @@ class Authority:
         )
         self.certificate_path.write_text(_pem(certificate))
         # The key goes last: it is what decides whether an authority exists.
-        _write_private(self._key_path, _key_pem(key))
+        privatefile.write(self._key_path, _key_pem(key))
 
     def _load(self) -> None:
         key = serialization.load_pem_private_key(self._key_path.read_bytes(), password=None)
@@ -149,13 +148,3 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     ).decode()
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Whole or not at all: half a key would be taken for ours at the next start."""
-    temporary = path.with_suffix(".new")
-    temporary.unlink(missing_ok=True)
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    temporary.replace(path)

@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 
 from agents import process
-from agents.errors import FolderNotWritable
 from supervisor.errors import EngineNotReady
 from supervisor.ports import Answer, Health
 
@@ -34,17 +33,11 @@ class LlamaServerStarter:
 
         Raises:
             EngineMissing, EngineUnusable: The program is not there or does not run.
-            FolderNotWritable: Its log cannot be written.
+            FolderNotWritable: Its log, or the note of it, cannot be written.
         """
-        child = await process.spawn(
+        return await self._ledger.spawn(
             "llama-server", argv, log_path=log_path, environment=environment
         )
-        try:
-            self._ledger.add(child)
-        except FolderNotWritable:
-            await child.stop(grace_s=0)
-            raise
-        return child
 
 
 class LlamaServerClient:

@@ -1,6 +1,5 @@
 """SQLite: what must survive a crash. One connection, used by one writer at a time."""
 
-import json
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -29,15 +28,12 @@ MIGRATIONS = (
     CREATE TABLE deployments (id TEXT PRIMARY KEY, body TEXT NOT NULL);
     CREATE TABLE launches (id INTEGER PRIMARY KEY, deployment TEXT NOT NULL, body TEXT NOT NULL);
     CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-    CREATE TABLE events (
-        id INTEGER PRIMARY KEY, at TEXT NOT NULL, deployment TEXT NOT NULL,
-        name TEXT NOT NULL, body TEXT NOT NULL);
     """,
 )
 
 
 class Store:
-    """Deployments, launches, devices and events. Methods are short and may be called anywhere."""
+    """Deployments, launches, devices and tokens. Methods are short and may be called anywhere."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the database.
@@ -154,14 +150,6 @@ class Store:
                 "UPDATE join_tokens SET uses_left = uses_left - 1 WHERE hash = ?", (token_hash,)
             )
         return "ok"
-
-    # -- events ------------------------------------------------------------------------------
-
-    def add_event(self, at: str, deployment: str, name: str, fields: dict[str, Any]) -> None:
-        self._write(
-            "INSERT INTO events (at, deployment, name, body) VALUES (?, ?, ?, ?)",
-            (at, deployment, name, json.dumps(fields, default=str)),
-        )
 
     # -- plumbing ----------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ A browser on this host may be driven by any web page, so keyless access also wan
 
 import hmac
 import ipaddress
-import os
 import secrets
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
@@ -15,8 +14,9 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from agents import privatefile
 from agents.errors import FolderNotWritable
-from supervisor.api.problems import problem
+from agents.requests import problem
 from supervisor.errors import KeyRequired, OriginRefused
 
 COOKIE = "supervisor_key"
@@ -37,12 +37,7 @@ def load_or_make_key(folder: Path) -> str:
         if path.exists() and (kept := path.read_text().strip()):
             return kept
         key = "sk-" + secrets.token_urlsafe(24)
-        temporary = path.with_suffix(".new")
-        temporary.unlink(missing_ok=True)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(key)
-        temporary.replace(path)
+        privatefile.write(path, key)
     except OSError as exc:
         raise FolderNotWritable(f"cannot keep the key in {path}: {exc.strerror}") from exc
     return key

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from starlette.applications import Starlette
@@ -14,14 +14,17 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from agents import tls
-from agents.contract import Heartbeat, HeartbeatReply, JoinRequest
+from agents.contract import AGENT_PROTOCOL, Heartbeat, HeartbeatReply, JoinRequest
 from agents.errors import ProjectError
-from supervisor.api.problems import problem, status_of
+from agents.requests import problem, read_body
+from supervisor.api.problems import status_of
 from supervisor.core.entities import AgentId
 from supervisor.errors import BadRequest, BadToken
 from supervisor.service.registry import Registry
 
 MAX_BODY_BYTES = 256 * 1024
+
+M = TypeVar("M", Heartbeat, JoinRequest)
 
 _HEARTBEAT = TypeAdapter(Heartbeat)
 _JOIN = TypeAdapter(JoinRequest)
@@ -74,13 +77,15 @@ def create_join_app(
     return Starlette(routes=routes, exception_handlers={ProjectError: on_error})
 
 
-async def _read(adapter: TypeAdapter[Any], request: Request) -> Any:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise BadRequest(f"body of more than {MAX_BODY_BYTES} bytes")
+async def _read(adapter: TypeAdapter[M], request: Request) -> M:
+    body = await read_body(request, MAX_BODY_BYTES, BadRequest)
     try:
-        return adapter.validate_python(json.loads(body))
+        message = adapter.validate_python(json.loads(body))
     except (ValueError, ValidationError) as exc:
         raise BadRequest(f"cannot read the message: {exc}") from exc
+    if message.protocol != AGENT_PROTOCOL:
+        raise BadRequest(
+            f"this agent speaks protocol {message.protocol}, the supervisor {AGENT_PROTOCOL}; "
+            "update the older of the two"
+        )
+    return message

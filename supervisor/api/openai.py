@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from agents.errors import ProjectError
+from agents.requests import read_body
 from supervisor.api.problems import status_of
 from supervisor.core.lifecycle import State
 from supervisor.errors import BadRequest
@@ -36,7 +37,7 @@ def create_router(reconciler: Reconciler, http: httpx.AsyncClient) -> APIRouter:
 
     async def forward(request: Request) -> Response:
         try:
-            body = await _body(request)
+            body = await read_body(request, _MAX_BODY_BYTES, BadRequest)
             port = reconciler.serving(_model(body)).port
         except ProjectError as exc:
             return _openai_error(exc)
@@ -66,15 +67,6 @@ def create_router(reconciler: Reconciler, http: httpx.AsyncClient) -> APIRouter:
         return {"object": "list", "data": data}
 
     return router
-
-
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise BadRequest(f"request of more than {_MAX_BODY_BYTES} bytes")
-    return bytes(body)
 
 
 def _model(body: bytes) -> str | None:

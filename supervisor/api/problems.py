@@ -2,10 +2,11 @@
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from agents.errors import AgentError, ProjectError
+from agents.requests import problem
 from supervisor import errors
 
 # The first class that matches wins, so special cases come before their bases.
@@ -33,12 +34,6 @@ def status_of(error: ProjectError) -> int:
     return next(status for kind, status in _STATUS if isinstance(error, kind))
 
 
-def problem(status: int, code: str, detail: str) -> JSONResponse:
-    """One problem document."""
-    body = {"type": f"errors.md#{code}", "code": code, "status": status, "detail": detail}
-    return JSONResponse(body, status, media_type="application/problem+json")
-
-
 def _validation_text(exc: RequestValidationError) -> str:
     first = exc.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
@@ -50,8 +45,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ProjectError)
     async def on_project_error(_: Request, exc: ProjectError) -> Response:
-        code = exc.agent_code if isinstance(exc, errors.AgentRefused) else exc.code
-        return problem(status_of(exc), code, str(exc))
+        return problem(status_of(exc), exc.code, str(exc))
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, exc: RequestValidationError) -> Response:

@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -57,8 +56,8 @@ class Services:
     reconciler: Reconciler
     launches: LaunchReader
     bus: EventBus
-    main_host: Callable[[], MainHost]
-    engines: Callable[[], list[EngineFacts]]
+    main_host: MainHost
+    engines: tuple[EngineFacts, ...]
     list_models: Callable[[], list[dict[str, object]]]
     join_endpoints: tuple[str, ...]
     fingerprint: str
@@ -134,7 +133,7 @@ def create_router(services: Services) -> APIRouter:
     registry, reconciler = services.registry, services.reconciler
 
     def snapshot() -> Snapshot:
-        host = services.main_host()
+        host = services.main_host
         return Snapshot(
             version=__version__,
             main_host=host.name,
@@ -173,7 +172,7 @@ def create_router(services: Services) -> APIRouter:
         await registry.remove(registry.find(device).id)
         return Response(status_code=204)
 
-    @router.get("/join-code")
+    @router.post("/join-code")
     async def join_code(*, once: bool = False, hours: float | None = None) -> JoinCodeView:
         hours = services.settings.join_hours if hours is None else hours
         token, expires_at = registry.new_token(hours=hours, once=once)
@@ -191,7 +190,7 @@ def create_router(services: Services) -> APIRouter:
 
     @router.get("/engines")
     async def engines() -> list[dict[str, Any]]:
-        return [asdict(engine) for engine in services.engines()]
+        return [asdict(engine) for engine in services.engines]
 
     @router.post("/plan")
     async def plan(spec: DeploymentSpec) -> Plan:
@@ -239,10 +238,6 @@ def create_router(services: Services) -> APIRouter:
         record = await asyncio.to_thread(services.launches.launch, LaunchId(launch_id))
         commands = shell_script(record, SET_BY_US)
         return {"commands": [ShellCommand(host=host, command=line) for host, line in commands]}
-
-    @router.get("/time")
-    async def now() -> dict[str, float]:
-        return {"unix_s": time.time()}
 
     return router
 

@@ -37,8 +37,8 @@ class Client:
     def get(self, path: str, **params: Any) -> Any:
         return self._call("GET", path, params=params)
 
-    def post(self, path: str, body: Any = None) -> Any:
-        return self._call("POST", path, json=body)
+    def post(self, path: str, body: Any = None, **params: Any) -> Any:
+        return self._call("POST", path, json=body, params=params)
 
     def delete(self, path: str) -> Any:
         return self._call("DELETE", path)

@@ -183,7 +183,7 @@ def _check_alive(child: Child, deadline_s: float) -> None:
 
 async def _agents(children: _Children, http: httpx.AsyncClient, folder: Path, workers: int) -> None:
     """Start the agents and wait until all their devices are ready."""
-    code = (await http.get("/api/join-code")).json()["code"]
+    code = (await http.post("/api/join-code")).json()["code"]
     threads = max(usable_cores() // workers, 1)
     started = []
     for number in range(1, workers + 1):

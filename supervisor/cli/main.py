@@ -13,7 +13,6 @@ from agents import cli as agent_cli
 from agents import engine as engines
 from agents import log as logs
 from agents.errors import ProjectError
-from agents.join import JoinCode
 from supervisor import __version__, settings
 from supervisor.cli import output, watching
 from supervisor.cli.client import Client, default_folder
@@ -141,9 +140,8 @@ def join(
 ) -> None:
     """Make this device a worker of the main host that printed CODE, until Ctrl-C."""
     logs.configure("agent")
-    text = os.environ.get(agent_cli.CODE_VARIABLE, "") if code == "-" else code
     options = agent_cli.Options(
-        code=JoinCode.parse(text),
+        code=agent_cli.join_code(code),
         folder=data or agent_cli.default_folder(),
         engine=engine,
         host=host,
@@ -164,7 +162,7 @@ def invite(
 ) -> None:
     """Print a new join code."""
     params: dict[str, Any] = {"once": once} | ({"hours": hours} if hours is not None else {})
-    view = Client(url, key).get("/api/join-code", **params)
+    view = Client(url, key).post("/api/join-code", **params)
     if as_json:
         output.print_json(view)
         return

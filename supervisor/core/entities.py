@@ -173,13 +173,6 @@ class Deployment(FrozenModel):
     tokens_per_second: float | None = None
 
 
-class DeviceState(FrozenModel):
-    """Derived from facts, never stored; see ``core/membership.py``."""
-
-    state: str
-    reason: str = ""
-
-
 class Device(FrozenModel):
     """A joined device with its last word."""
 

@@ -14,7 +14,7 @@ from agents.errors import EngineMissing, EngineWithoutRpc, ProjectError
 from agents.logfile import tail
 from agents.process import describe_exit
 from agents.rpc_protocol import Outcome, ProbeResult, Triple
-from supervisor.core.commands import known_flags, llama_server_argv, shell_command
+from supervisor.core.commands import llama_server_argv, shell_command
 from supervisor.core.diagnosis import explain_exit
 from supervisor.core.entities import (
     AgentId,
@@ -162,7 +162,7 @@ class Attempt:
     # -- steps -------------------------------------------------------------------------------
 
     def _engine(self) -> EngineFacts:
-        engine = self._tools.main_host().engine
+        engine = self._tools.main_host.engine
         if engine is None or not engine.llama_server:
             raise EngineMissing(
                 "no llama-server on the main host; install llama.cpp with RPC or set LLAMA_CPP_BIN"
@@ -231,7 +231,7 @@ class Attempt:
         self, engine: EngineFacts, launch_id: LaunchId, workers: Mapping[AgentId, WorkerRecord]
     ) -> None:
         """The record is on disk before the process exists."""
-        host = self._tools.main_host()
+        host = self._tools.main_host
         self._reservation = ports.reserve("127.0.0.1")
         port = self._reservation.port
         argv = llama_server_argv(
@@ -239,7 +239,7 @@ class Attempt:
             self._plan,
             {agent_id: worker.endpoint for agent_id, worker in workers.items()},
             port=port,
-            known=known_flags(host.help_text),
+            known=host.known_flags,
             alias=self._deployment.id,
         )
         # A private, empty configuration folder: a stray config.ini changes flags silently.

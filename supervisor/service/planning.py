@@ -69,7 +69,7 @@ class Planner:
         ]
         # The last device holds the output layer, whose logits travel with every token: the main
         # host's own device goes last.
-        boot_id = self._tools.main_host().boot_id
+        boot_id = self._tools.main_host.boot_id
         return sorted(free, key=lambda d: (_is_main_host(d, boot_id), d.name))
 
     def _why_none(self) -> str:

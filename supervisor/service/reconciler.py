@@ -27,7 +27,6 @@ from supervisor.core.lifecycle import (
 )
 from supervisor.core.membership import DeviceCondition
 from supervisor.errors import (
-    AgentRefused,
     DeploymentExists,
     DeploymentNotReady,
     DeploymentUnknown,
@@ -299,7 +298,6 @@ class _Actor:
             # Said before the clean-up: it takes long when a device is out of reach.
             await self._enter(Event.READINESS_LOST, str(error))
         await self._close("failed", error)
-        code = error.agent_code if isinstance(error, AgentRefused) else error.code
         ready_for_s = time.monotonic() - self._ready_at_s if self._ready_at_s else 0.0
         was_ready = self._ready_at_s is not None
         self._ready_at_s = None
@@ -311,7 +309,7 @@ class _Actor:
         # What never worked is told at once; what has worked is repaired, within its budget.
         is_repair = was_ready or self.deployment.failures > 0 or self.awaited is not None
         may_retry = error.retryable and is_repair and failures <= self._settings.retry_limit
-        self._change(failures=failures, error_code=code)
+        self._change(failures=failures, error_code=error.code)
         if event is Event.ATTEMPT_FAILED and may_retry:
             delay_s = retry_delay_s(
                 failures,

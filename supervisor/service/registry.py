@@ -109,8 +109,8 @@ class Registry:
         issued = self._issuer.issue(tls.agent_name(agent_id))
         name = self._unique_name(request.name, agent_id)
         self._store.save_agent(agent_id, name, issued.serial, datetime.now(UTC).isoformat())
-        used_by = self._entries[agent_id].used_by if agent_id in self._entries else None
-        self._entries[agent_id] = _Entry(name, issued.serial, used_by=used_by)
+        entry = self._entries.setdefault(agent_id, _Entry(name, issued.serial))
+        entry.name, entry.serial = name, issued.serial
         log.info("device.joined", extra={"device": name, "id": agent_id})
         return JoinReply(issued.certificate_pem, issued.key_pem, self._issuer.certificate_pem)
 

@@ -23,7 +23,7 @@ class MainHost:
     name: str
     boot_id: str
     engine: EngineFacts | None
-    help_text: str
+    known_flags: frozenset[str]
     inherited: Mapping[str, str]
     folder: Path
 
@@ -39,4 +39,4 @@ class Tools:
     probe: WorkerProbe
     start_engine: EngineStarter
     connect_engine: Callable[[int], ServerClient]
-    main_host: Callable[[], MainHost]
+    main_host: MainHost

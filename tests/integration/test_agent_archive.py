@@ -118,7 +118,7 @@ async def test_the_line_that_users_are_shown_makes_a_worker_that_serves(
     tmp_path: Path,
 ) -> None:
     await cluster.supervisor()
-    command = (await cluster.http.get("/api/join-code")).json()["command"]
+    command = (await cluster.http.post("/api/join-code")).json()["command"]
     folder = tmp_path / "device"
     folder.mkdir()
     env = environment(bare, tmp_path / "home", LLAMA_CPP_BIN=engine.folder)
@@ -146,7 +146,7 @@ async def test_curl_refuses_a_main_host_with_another_key(
     cluster: Cluster, bare: Path, tmp_path: Path
 ) -> None:
     await cluster.supervisor()
-    command = (await cluster.http.get("/api/join-code")).json()["command"]
+    command = (await cluster.http.post("/api/join-code")).json()["command"]
     other = "sha256//" + base64.b64encode(hashlib.sha256(b"another key").digest()).decode()
     forged = re.sub(r"sha256//[^']+", other, command)
     assert forged != command
@@ -180,7 +180,7 @@ def test_the_same_packages_give_the_same_archive(archive: Path, tmp_path: Path) 
 
 async def test_many_devices_may_fetch_the_archive_at_once(cluster: Cluster, tmp_path: Path) -> None:
     await cluster.supervisor()
-    command = (await cluster.http.get("/api/join-code")).json()["command"]
+    command = (await cluster.http.post("/api/join-code")).json()["command"]
     fetch, _, _ = command.partition(" && ")
     folders = [tmp_path / f"device-{number}" for number in range(8)]
 

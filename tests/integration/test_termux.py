@@ -176,7 +176,7 @@ class Invitation:
 
 
 async def invitation(cluster: Cluster) -> Invitation:
-    view = (await cluster.http.get("/api/join-code")).json()
+    view = (await cluster.http.post("/api/join-code")).json()
     found = re.search(r"sha256//[^']+", view["command"])
     assert found
     return Invitation(view["code"], found[0])

@@ -151,7 +151,7 @@ class TwoHosts:
 
     async def join(self) -> dict[str, Any]:
         """Join the worker and wait until it is ready."""
-        code = (await self.call("/api/join-code"))["code"]
+        code = (await self.call("/api/join-code", {}))["code"]
         assert code.startswith(f"{self.lan.main.address}:")
         data = str(self.cluster.folder / "worker")
         arguments = ["agents", "join", "-", "--data", data, "--name", "worker", "--threads", "1"]
@@ -209,7 +209,7 @@ async def test_a_model_is_served_over_two_hosts_and_nothing_listens_too_widely(
 
     # The worker's own address only: neither all addresses, nor loopback.
     assert await worker.listening() == {endpoint, f"{worker.address}:{device['rest_port']}"}
-    code = (await hosts.call("/api/join-code"))["code"]
+    code = (await hosts.call("/api/join-code", {}))["code"]
     assert await main.listening() == {
         code.partition("/")[0],
         f"127.0.0.1:{hosts.port}",
@@ -273,10 +273,11 @@ async def test_with_host_the_dashboard_asks_other_hosts_for_the_key(
     await hosts.up("--host", main.address if listen == "own address" else "0.0.0.0")
     base = f"http://{main.address}:{hosts.port}"
     key = (hosts.cluster.folder / "supervisor" / "api.key").read_text().strip()
-    for path in ("/api/status", "/api/join-code", "/v1/models"):
-        assert await worker.status(f"{base}{path}") == 401
-        assert await worker.status("-H", "Authorization: Bearer sk-wrong", f"{base}{path}") == 401
-        assert await worker.status("-H", f"Authorization: Bearer {key}", f"{base}{path}") == 200
+    for method, path in (("GET", "/api/status"), ("POST", "/api/join-code"), ("GET", "/v1/models")):
+        call = ["-X", method, f"{base}{path}"]
+        assert await worker.status(*call) == 401
+        assert await worker.status("-H", "Authorization: Bearer sk-wrong", *call) == 401
+        assert await worker.status("-H", f"Authorization: Bearer {key}", *call) == 200
     # On the main host itself nothing changes: commands there find the address that needs no key.
     assert hosts.url.startswith("http://127.0.0.1:")
     assert await main.status(f"{hosts.url}/api/status") == 200

@@ -159,15 +159,6 @@ def test_an_expired_use_does_not_count(store: Store) -> None:
     assert store.spend_token("hash", 50.0) == "ok"
 
 
-def test_events_are_kept_in_order(store: Store, tmp_path: Path) -> None:
-    store.add_event("t1", "m", "state_changed", {"to": State.READY, "path": tmp_path})
-    store.add_event("t2", "m", "state_changed", {})
-    with sqlite3.connect(tmp_path / "supervisor.db") as other:
-        rows = other.execute("SELECT at, body FROM events ORDER BY id").fetchall()
-    other.close()
-    assert rows == [("t1", f'{{"to": "ready", "path": "{tmp_path}"}}'), ("t2", "{}")]
-
-
 def test_the_schema_has_the_newest_version_and_opening_again_changes_nothing(
     tmp_path: Path,
 ) -> None:
@@ -202,9 +193,9 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
 def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     with sqlite3.connect(path) as raw:
-        raw.execute("CREATE TABLE events (something INTEGER)")
+        raw.execute("CREATE TABLE counters (something INTEGER)")
     raw.close()
-    with pytest.raises(StoreUnusable, match="table events already exists"):
+    with pytest.raises(StoreUnusable, match="table counters already exists"):
         Store(path)
 
 

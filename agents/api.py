@@ -2,24 +2,34 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from agents import errors, logfile, tls
-from agents.contract import SUPERVISOR_NAME, DeviceFacts, RpcServerSpec, read
+from agents.contract import (
+    SUPERVISOR_NAME,
+    DeviceFacts,
+    MeasurementSpec,
+    RpcServerSpec,
+    read,
+)
+from agents.measuring import Measurement
 from agents.requests import problem, read_body
 from agents.rpc_server import RpcServer
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_WAIT_S = 30.0
+REPEAT_S = 2.0
+"""Progress is repeated this often, so that a caller knows a slow device from a dead one."""
 
 _STATUS = {
+    errors.MeasurementRefused.code: 409,
     errors.StaleGeneration.code: 409,
     errors.PortInUse.code: 409,
     errors.BadMessage.code: 422,
@@ -47,10 +57,30 @@ class SupervisorOnly:
         await self._app(scope, receive, send)
 
 
+class MeasurementResponse(StreamingResponse):
+    """Updates as JSON lines. The measurement ends with the answer, however that ends."""
+
+    def __init__(self, measurement: Measurement) -> None:
+        super().__init__(_lines(measurement), media_type="application/x-ndjson")
+        self._measurement = measurement
+
+    async def __call__(self, scope: tls.Scope, receive: tls.Receive, send: tls.Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Not in the generator: it never runs if the caller left before the first line.
+            self._measurement.cancel("the caller, who hung up")
+
+
+async def _lines(measurement: Measurement) -> AsyncIterator[str]:
+    async for update in measurement.updates(REPEAT_S):
+        yield json.dumps(asdict(update)) + "\n"
+
+
 def create_app(
     rpc_server: RpcServer, read_facts: Callable[[], Awaitable[DeviceFacts]]
 ) -> tls.Application:
-    """The routes: facts, desired and observed rpc-server, its log."""
+    """The routes: facts, desired and observed rpc-server, its log, measuring."""
 
     async def get_facts(_: Request) -> Response:
         return JSONResponse(asdict(await read_facts()))
@@ -72,12 +102,18 @@ def create_app(
         offset = int(_number(request, "offset", -1))
         return JSONResponse(await asyncio.to_thread(_read_log, rpc_server, offset))
 
+    async def post_measurement(request: Request) -> Response:
+        spec = read(MeasurementSpec, await _body(request))
+        names = [device.name for device in (await read_facts()).ggml_devices]
+        return MeasurementResponse(await rpc_server.measure(spec, names))
+
     routes = [
         Route("/facts", get_facts),
         Route("/rpc-server", get_rpc_server),
         Route("/rpc-server", put_rpc_server, methods=["PUT"]),
         Route("/rpc-server", delete_rpc_server, methods=["DELETE"]),
         Route("/rpc-server/log", get_log),
+        Route("/measurement", post_measurement, methods=["POST"]),
     ]
     app = Starlette(routes=routes, exception_handlers={errors.ProjectError: _on_error})
     return SupervisorOnly(app)

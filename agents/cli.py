@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import platformdirs
@@ -144,7 +144,8 @@ async def _run(options: Options) -> None:
     server.sweep()
     try:
         await main_host.join(agent_id, name)
-        reader = facts.FactsReader(agent_id, name, chosen)
+        threads = options.threads or facts.default_threads()
+        reader = facts.FactsReader(agent_id, name, chosen, threads)
         await _serve(options, main_host, identity, server, reader)
     finally:
         await server.close()
@@ -163,7 +164,10 @@ async def _serve(
     devices = await _devices(reader.engine)
 
     async def read_facts() -> DeviceFacts:
-        return await reader.read(devices)
+        found = await reader.read(devices)
+        # A launch ends a measurement before it takes memory, so plans may count on all of it.
+        available_bytes = found.memory_available_bytes + server.reclaimable_bytes()
+        return replace(found, memory_available_bytes=available_bytes)
 
     async def compose() -> Heartbeat:
         port = listener.getsockname()[1]

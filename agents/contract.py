@@ -68,6 +68,8 @@ class DeviceFacts:
     machine: str = ""
     boot_id: str = ""
     cores: int = 1
+    threads: int = 0
+    """Of its rpc-server."""
     memory_total_bytes: int = 0
     memory_available_bytes: int = 0
     ggml_devices: list[GgmlDevice] = field(default_factory=list)
@@ -75,6 +77,8 @@ class DeviceFacts:
     battery_percent: float | None = None
     battery_charging: bool | None = None
     temperature_c: float | None = None
+    load_average: float | None = None
+    """Programs that wanted to run, on average of the last minute; like ``uptime`` has it."""
     agent_version: str = ""
 
 
@@ -116,9 +120,66 @@ class RpcServerStatus:
     error_code: str = ""
     detail: str = ""
     resident_bytes: int | None = None
+    peak_bytes: int | None = None
     cpu_s: float | None = None
     clients_accepted: int = 0
     clients_closed: int = 0
+    is_measuring: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementSpec:
+    """What to measure of a device: types and widths of weights; the deadline is for all of it."""
+
+    types: list[str]
+    n_embd: int = 4096
+    n_ff: int = 14336
+    deadline_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementProgress:
+    """What is being measured now, and which part of all, from 0 to 1, is done."""
+
+    step: str
+    part: float
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredGgmlDevice:
+    """Speed of one ggml device; see ``agents.measure.DeviceMeasurement`` for the figures."""
+
+    name: str
+    rpc_protocol: str
+    round_trip_s: float
+    op_overhead_s: float
+    hop_overhead_s: float
+    weights_bytes: int
+    elapsed_s: float
+    decode_bytes_per_s: dict[str, float]
+    prefill_flop_per_s: dict[str, float]
+    temperature_before_c: float | None = None
+    temperature_after_c: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementResult:
+    """Last line of a measurement that came to its end."""
+
+    devices: list[MeasuredGgmlDevice]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementProblem:
+    """Last line of one that did not."""
+
+    error_code: str
+    detail: str
+
+
+MeasurementUpdate = MeasurementProgress | MeasurementResult | MeasurementProblem
+"""A line of the answer to a measurement: told apart by the fields that they must have."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,20 @@ class WorkerTaken(AgentError):
     retryable = True
 
 
+class MeasurementRefused(AgentError):
+    """The device cannot be measured now: a launch uses it, or it is being measured already."""
+
+    code = "measurement_refused"
+    retryable = True
+
+
+class MeasurementInterrupted(AgentError):
+    """A measurement was ended for something that goes first, such as a launch."""
+
+    code = "measurement_interrupted"
+    retryable = True
+
+
 class MeasurementUnsupported(AgentError):
     """The rpc-server is none whose operations we know how to call."""
 

@@ -140,6 +140,23 @@ def resident_bytes(pid: int) -> int | None:
         return None
 
 
+def peak_resident_bytes(pid: int) -> int | None:
+    """The most that a process of ours has ever had resident; macOS does not tell."""
+    return _status_bytes(pid, "VmHWM:")
+
+
+def file_bytes(pid: int) -> int | None:
+    """The part of its resident memory that is pages of files: a mapped model, the program."""
+    return _status_bytes(pid, "RssFile:")
+
+
+def _status_bytes(pid: int, field: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        words = Path(f"/proc/{pid}/status").read_text().partition(field)[2].split()
+        return int(words[0]) * _KIB
+    return None
+
+
 def cpu_seconds(pid: int) -> float | None:
     """Processor time that a process of ours has used."""
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -152,6 +169,13 @@ def cpu_seconds(pid: int) -> float | None:
     except Exception:  # noqa: BLE001 - see above
         return None
     return float(times.user + times.system)
+
+
+def load_average() -> float | None:
+    """Programs that wanted to run in the last minute; Android forbids to ask."""
+    with contextlib.suppress(OSError, AttributeError):
+        return round(os.getloadavg()[0], 2)
+    return None
 
 
 def boot_id() -> str:
@@ -213,8 +237,11 @@ class FactsReader:
 
     BATTERY_EVERY_S = 60.0
 
-    def __init__(self, agent_id: str, name: str, engine: EngineFacts | None) -> None:
+    def __init__(
+        self, agent_id: str, name: str, engine: EngineFacts | None, threads: int = 0
+    ) -> None:
         self._agent_id = agent_id
+        self._threads = threads
         self.name = name
         self.engine = engine
         self._boot_id = boot_id()
@@ -236,6 +263,7 @@ class FactsReader:
             machine=platform.machine(),
             boot_id=self._boot_id,
             cores=usable_cores(),
+            threads=self._threads,
             memory_total_bytes=total,
             memory_available_bytes=available,
             ggml_devices=ggml_devices,
@@ -243,5 +271,6 @@ class FactsReader:
             battery_percent=percent,
             battery_charging=charging,
             temperature_c=temperature,
+            load_average=load_average(),
             agent_version=__version__,
         )

@@ -4,36 +4,43 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from agents import environment, facts, logfile, ports, process
-from agents.contract import EngineFacts, RpcServerSpec, RpcServerStatus, WorkerState
+from agents import environment, facts, ports, process
+from agents.command import rpc_server_argv
+from agents.contract import (
+    EngineFacts,
+    MeasurementSpec,
+    RpcServerSpec,
+    RpcServerStatus,
+    WorkerState,
+)
 from agents.errors import (
     EngineMissing,
     EngineWithoutRpc,
+    MeasurementRefused,
     RpcServerExited,
-    RpcServerSilent,
     StaleGeneration,
-    WorkerTaken,
 )
-from agents.rpc_protocol import Outcome, ProbeResult, probe
+from agents.measuring import LOOPBACK, Measurement
+from agents.readiness import exit_text, prove
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL. rpc-server has no handler, so it normally ends at once."""
 
-_PROBE_DEADLINE_S = 2.0
-_FIRST_PAUSE_S = 0.002
-_LONGEST_PAUSE_S = 0.25
 _ACCEPTED = b"Accepted client connection"
 _CLOSED = b"Client connection closed"
 
 
 class RpcServer:
-    """Owns the child process. ``apply`` and ``remove`` are the only ways to change it."""
+    """Owns the child process. ``apply`` and ``remove`` are the only ways to change it.
+
+    While there is none, the device may be measured; whatever is applied then goes first.
+    """
 
     def __init__(
         self,
@@ -52,6 +59,7 @@ class RpcServer:
         self._watcher: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
         self._reservation: ports.Reservation | None = None
+        self._measurement: Measurement | None = None
         self._starts = 0
         self._settled = asyncio.Event()
         self._settled.set()
@@ -66,12 +74,14 @@ class RpcServer:
     def status(self) -> RpcServerStatus:
         """State as of now, with the child's memory, processor time and accepted clients."""
         child = self._child
+        status = replace(self._status, is_measuring=self._is_measuring)
         if child is None or child.exit_status is not None:
-            return self._status
+            return status
         accepted, closed = _count_clients(child.log_path)
         return replace(
-            self._status,
+            status,
             resident_bytes=facts.resident_bytes(child.pid),
+            peak_bytes=facts.peak_resident_bytes(child.pid),
             cpu_s=facts.cpu_seconds(child.pid),
             clients_accepted=accepted,
             clients_closed=closed,
@@ -98,6 +108,7 @@ class RpcServer:
             is_up = self._status.state in (WorkerState.STARTING, WorkerState.READY)
             if spec.generation == self._status.generation and is_up:
                 return self.status()
+            await self._end_measurement(f"launch {spec.generation}")
             await self._end()
             # What ran is gone, whether or not the new one can be started.
             self._become(RpcServerStatus(WorkerState.STOPPED, generation=spec.generation))
@@ -125,25 +136,62 @@ class RpcServer:
     async def close(self) -> None:
         """Stop everything, whatever its generation."""
         async with self._one_at_a_time:
+            await self._end_measurement("the end of the agent")
             await self._end()
             self._become(replace(self._status, state=WorkerState.STOPPED, pid=None))
+
+    # -- measuring -------------------------------------------------------------------------
+
+    async def measure(self, spec: MeasurementSpec, ggml_devices: Sequence[str]) -> Measurement:
+        """Begin to measure this device; ``status`` changes in nothing but ``is_measuring``.
+
+        Raises:
+            MeasurementRefused: A launch uses the device, or it is being measured.
+            EngineMissing, EngineWithoutRpc: No program to start.
+            BadMessage: A figure of ``spec`` is impossible.
+        """
+        async with self._one_at_a_time:
+            self._refuse_measuring()
+            self._program()
+
+            async def spawn(port: int) -> process.Child:
+                return await self._spawn("measuring", LOOPBACK, port, None, ggml_devices)
+
+            self._measurement = Measurement(spawn, spec, ggml_devices, self.changed.set)
+            self.changed.set()
+            return self._measurement
+
+    def reclaimable_bytes(self) -> int:
+        """Memory that a measurement holds and a launch would get back."""
+        return self._measurement.resident_bytes() if self._measurement else 0
+
+    @property
+    def _is_measuring(self) -> bool:
+        return self._measurement is not None and not self._measurement.is_over
+
+    def _refuse_measuring(self) -> None:
+        if self._status.state in (WorkerState.STARTING, WorkerState.READY):
+            raise MeasurementRefused(
+                f"the rpc-server of launch {self._status.generation} is {self._status.state} on "
+                "this device; stop that first, and measure when it is idle"
+            )
+        if self._is_measuring:
+            raise MeasurementRefused("this device is being measured already; wait for its end")
+
+    async def _end_measurement(self, interrupted_by: str) -> None:
+        if self._measurement is not None:
+            await self._measurement.end(interrupted_by)
+            self._measurement = None
 
     # -- the child -------------------------------------------------------------------------
 
     async def _start(self, spec: RpcServerSpec) -> None:
-        program = self._program()
+        self._program()
         ports.refuse_public(spec.host)
         self._reservation = ports.reserve(spec.host, spec.port)
         port = self._reservation.port
-        threads = spec.threads or self._threads or facts.default_threads()
-        argv = [program, "-H", spec.host, "-p", str(port), "-t", str(threads)]
-        if spec.devices:
-            argv += ["-d", ",".join(spec.devices)]
-        self._starts += 1
-        log_path = self._logs / f"rpc-server-{spec.generation}.{os.getpid()}.{self._starts}.log"
-        child = self._child = await self._ledger.spawn(
-            "rpc-server", argv, log_path=log_path, environment=self._environment
-        )
+        name = f"rpc-server-{spec.generation}"
+        child = self._child = await self._spawn(name, spec.host, port, spec.threads, spec.devices)
         self._become(
             RpcServerStatus(
                 WorkerState.STARTING,
@@ -151,12 +199,23 @@ class RpcServer:
                 host=spec.host,
                 port=port,
                 pid=child.pid,
-                argv=argv,
+                argv=child.argv,
                 environment=environment.relevant(self._environment),
             )
         )
         self._watcher = asyncio.create_task(
             self._watch(child, spec.host, port, spec.ready_deadline_s)
+        )
+
+    async def _spawn(
+        self, log_name: str, host: str, port: int, threads: int | None, devices: Sequence[str]
+    ) -> process.Child:
+        threads = threads or self._threads or facts.default_threads()
+        argv = rpc_server_argv(self._program(), host, port, threads, devices)
+        self._starts += 1
+        log_path = self._logs / f"{log_name}.{os.getpid()}.{self._starts}.log"
+        return await self._ledger.spawn(
+            "rpc-server", argv, log_path=log_path, environment=self._environment
         )
 
     def _program(self) -> str:
@@ -172,37 +231,15 @@ class RpcServer:
 
     async def _watch(self, child: process.Child, host: str, port: int, deadline_s: float) -> None:
         """Prove the fresh child ready, then wait for its end. Any end is a failure."""
-        probing = asyncio.create_task(_probe_until_answer(host, port))
-        exiting = asyncio.create_task(child.wait())
-        try:
-            await asyncio.wait(
-                {probing, exiting}, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            # The exit is looked at first: an answer could come from a stranger on that port.
-            if child.exit_status is None and not probing.done():
-                others = ports.clients_of(port)
-                code = WorkerTaken.code if others else RpcServerSilent.code
-                self._fail(code, _silence_text(child, f"{host}:{port}", deadline_s, others))
-                await child.stop(grace_s=GRACE_S)
-            elif child.exit_status is None:
-                self._judge(probing.result(), host, port)
-            await exiting
-            if self._status.state is not WorkerState.FAILED:
-                self._fail(RpcServerExited.code, _exit_text(child), child.exit_status)
-        finally:
-            probing.cancel()
-            exiting.cancel()
-            await asyncio.gather(probing, exiting, return_exceptions=True)
-
-    def _judge(self, result: ProbeResult, host: str, port: int) -> None:
-        if result.outcome is Outcome.READY:
-            self._become(
-                replace(
-                    self._status, state=WorkerState.READY, rpc_protocol=str(result.triple or "")
-                )
-            )
-        else:
-            self._fail(RpcServerSilent.code, f"{host}:{port}: {result.detail}")
+        proof = await prove(child, host, port, deadline_s)
+        if proof.error_code:
+            self._fail(proof.error_code, proof.detail, child.exit_status)
+            await child.stop(grace_s=GRACE_S)
+            return
+        ready = replace(self._status, state=WorkerState.READY, rpc_protocol=proof.rpc_protocol)
+        self._become(ready)
+        status = await child.wait()
+        self._fail(RpcServerExited.code, exit_text(child), status)
 
     def _fail(self, code: str, detail: str, exit_status: int | None = None) -> None:
         self._become(
@@ -245,33 +282,6 @@ class RpcServer:
             self._settled.clear()
         else:
             self._settled.set()
-
-
-async def _probe_until_answer(host: str, port: int) -> ProbeResult:
-    """Probe our own fresh server until it answers; the caller sets the deadline."""
-    pause_s = _FIRST_PAUSE_S
-    while True:
-        result = await probe(host, port, deadline_s=_PROBE_DEADLINE_S)
-        if result.outcome not in (Outcome.REFUSED, Outcome.BUSY, Outcome.UNREACHABLE):
-            return result
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 1.3, _LONGEST_PAUSE_S)
-
-
-def _silence_text(child: process.Child, endpoint: str, deadline_s: float, others: list[str]) -> str:
-    silent = f"rpc-server (pid {child.pid}) did not answer HELLO on {endpoint} in {deadline_s:g} s"
-    if not others:
-        return f"{silent}; see its log"
-    return (
-        f"{silent}: it serves one client at a time, and {', '.join(others)} is connected to it; "
-        "close that program (another llama-server, or a port probe)"
-    )
-
-
-def _exit_text(child: process.Child) -> str:
-    last = next((line for line in reversed(logfile.tail(child.log_path)) if line.strip()), "")
-    said = f"; its last line was: {last.strip()}" if last else "; it printed nothing"
-    return f"rpc-server (pid {child.pid}) {process.describe_exit(child.exit_status)}{said}"
 
 
 def _count_clients(path: Path) -> tuple[int, int]:

@@ -120,7 +120,8 @@ async def supervised(cluster: Cluster, model: Path) -> tuple[float, list[dict[st
 
     listening = asyncio.create_task(listen())
     await begun.wait()
-    spec = {"model": str(model), "name": "bench", "ctx_tokens": CTX_TOKENS}
+    devices = sorted(d["name"] for d in (await cluster.http.get("/api/devices")).json())
+    spec = {"model": str(model), "name": "bench", "ctx_tokens": CTX_TOKENS, "order": devices}
     started_s = time.monotonic()
     answer = await cluster.http.post("/api/deployments", json=spec)
     assert answer.status_code == 201, answer.text

@@ -61,7 +61,7 @@ function deploymentCard(deployment, state, now_ms) {
     ], "wide"),
     deployment.state === "ready" && state.host &&
       copyable(state, `api-${id}`, `OpenAI API, model ${id}`, `${state.host.url}/v1`),
-    plan && plan.shards.length > 0 && planView(plan),
+    plan && planView(plan),
     timeline.length > 0 && timelineView(deployment),
     launch_id !== null && [
       h("details", { key: "commands", "data-panel": "commands", "data-id": id },
@@ -129,17 +129,21 @@ function loadsView({ loads }) {
 }
 
 /** @param {Plan} plan */
-function planView({ shards, reasons, model }) {
-  const devices = new Set(shards.map(({ device }) => device)).size;
+function planView({ shards, host, reasons, model, prediction }) {
+  const own = { device: "Main host", ggml_device: "CPU", ...host };
+  const places = host.layers > 0 ? [own, ...shards] : shards;
+  const devices = new Set(places.map(({ device }) => device)).size;
+  const expected = prediction ? `, ${speed(prediction.decode_tokens_per_s)} expected` : "";
   return h("section", { key: "plan", class: "plan", "aria-label": "Plan" },
-    h("h4", null, `Plan: ${plural(model.block_count, "layer")} and the output layer on ${plural(devices, "device")}`),
-    h("div", { class: "bar layers", "aria-hidden": "true" }, shards.map(({ layers }, index) =>
+    h("h4", null, `Plan: ${plural(model.block_count, "layer")} and the output layer on ${plural(devices, "device")}${expected}`),
+    h("div", { class: "bar layers", "aria-hidden": "true" }, places.map(({ layers }, index) =>
       h("span", { class: `c${index % COLOURS}`, vars: { "--part": layers } }, layers))),
-    h("ul", { class: "legend" }, shards.map((shard, index) =>
-      h("li", { class: `c${index % COLOURS}` }, h("strong", null, shard.device),
-        ` ${shard.ggml_device}, ${plural(shard.layers, "layer")}${shard.has_output ? " with output" : ""}, `,
-        `${bytes(shard.weight_bytes)} of ${bytes(shard.available_bytes)} available`))),
-    reasons.length > 0 && h("p", { class: "hint" }, `Why: ${reasons.join("; ")}.`));
+    h("ul", { class: "legend" }, places.map((place, index) =>
+      h("li", { class: `c${index % COLOURS}` }, h("strong", null, place.device),
+        ` ${place.ggml_device}, ${plural(place.layers, "layer")}${place.has_output ? " with output" : ""}, `,
+        `${bytes(place.peak_bytes)} of ${bytes(place.available_bytes)} available`))),
+    reasons.length > 0 && h("details", { key: "why" }, h("summary", null, "Why this plan"),
+      h("ul", { class: "hint" }, reasons.map((reason) => h("li", null, reason)))));
 }
 
 /** @param {Deployment} deployment */

@@ -15,9 +15,13 @@
  *   facts: Facts | null, rpc_server: RpcServer | null}} Device
  *
  * @typedef {{device: string, ggml_device: string, layers: number, has_output: boolean,
- *   weight_bytes: number, available_bytes: number}} Shard
+ *   weight_bytes: number, peak_bytes: number, available_bytes: number}} Shard
+ * @typedef {{layers: number, has_output: boolean, peak_bytes: number,
+ *   available_bytes: number}} HostShare
+ * @typedef {{decode_tokens_per_s: number, prefill_tokens_per_s: number, load_s: number}} Prediction
  * @typedef {{model: {name: string, architecture: string, block_count: number, size_bytes: number},
- *   ctx_tokens: number, shards: Shard[], reasons: string[]}} Plan
+ *   ctx_tokens: number, shards: Shard[], host: HostShare, prediction: Prediction | null,
+ *   reasons: string[]}} Plan
  * @typedef {{device: string, layers: number, weight_bytes: number, loaded_bytes: number}} WorkerLoad
  * @typedef {{name: string, at_s: number, took_s: number}} Milestone
  * @typedef {{model: string, name: string | null, ctx_tokens: number, devices: string[],

@@ -2,24 +2,21 @@
 
 import asyncio
 import ipaddress
-import itertools
 import json
 import logging
 import os
-import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import httpx
 
-from agents import datafolder, engine, facts, ports, privatefile, process, tls, web
-from agents.cli import CODE_VARIABLE, STOP_SIGNALS
+from agents import datafolder, engine, facts, ports, privatefile, tls, web
+from agents.cli import STOP_SIGNALS
 from agents.contract import EngineFacts
-from agents.errors import ProjectError
 from agents.join import JoinCode
 from agents.rpc_protocol import probe
 from supervisor import files
@@ -27,15 +24,20 @@ from supervisor.adapters import agent_archive
 from supervisor.adapters.agent_client import AgentClient
 from supervisor.adapters.authority import Authority
 from supervisor.adapters.llama_server import LlamaServerClient, LlamaServerStarter
-from supervisor.adapters.models import list_models, read_model
+from supervisor.adapters.local_agent import LocalAgent
+from supervisor.adapters.memory_oracle import MemoryOracle
+from supervisor.adapters.models import list_models, read_any_model, read_model
 from supervisor.adapters.store import Store
 from supervisor.api.auth import load_or_make_key
 from supervisor.api.join_api import create_join_app
 from supervisor.api.rest import Services
 from supervisor.api.web import create_app
 from supervisor.core.commands import known_flags
+from supervisor.core.lifecycle import State
 from supervisor.errors import SupervisorRunning
 from supervisor.service.events import EventBus
+from supervisor.service.idle_measuring import IdleMeasurer
+from supervisor.service.measuring import Measurer
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
 from supervisor.service.tools import MainHost, Tools
@@ -47,8 +49,6 @@ RUN_FILE = "run.json"
 """Written while a supervisor runs: its address, for commands on the same host."""
 
 _LOOPBACK = ipaddress.ip_address("127.0.0.1")
-_AGENT_GRACE_S = 8.0
-_AGENT_PAUSE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +110,13 @@ async def _run(
     for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     serving = [asyncio.create_task(web_.serve(sockets=socks)) for web_, socks in parts.servers]
-    others = [asyncio.create_task(services.registry.watch_silence())]
+    idle = IdleMeasurer(
+        services.measurer, services.registry, settings, lambda: _is_launching(services)
+    )
+    others = [asyncio.create_task(work) for work in (services.registry.watch_silence(), idle.run())]
     if settings.local_agent:
-        others.append(asyncio.create_task(_LocalAgent(settings, folder, services).run()))
+        own = LocalAgent(settings, folder, lambda: _join_code(services, hours=1.0, once=True)[0])
+        others.append(asyncio.create_task(own.run()))
     try:
         services.reconciler.restore()
         # Loopback, not ``url``: from any other address, our own included, the key is needed.
@@ -178,6 +182,9 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         registry=registry,
         store=store,
         read_model=read_model,
+        read_any_model=lambda text: read_any_model(text, folder / "cache"),
+        estimate_memory=MemoryOracle(main_host.engine, inherited),
+        host_available_bytes=lambda: facts.memory()[1],
         probe=probe,
         start_engine=LlamaServerStarter(folder / "children.json").start,
         connect_engine=LlamaServerClient,
@@ -187,6 +194,7 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         settings=settings,
         registry=registry,
         reconciler=Reconciler(tools, bus),
+        measurer=Measurer(tools, bus),
         launches=store,
         bus=bus,
         main_host=main_host,
@@ -237,6 +245,8 @@ async def _main_host(
     return MainHost(
         name=facts.device_name(),
         boot_id=facts.boot_id(),
+        platform=facts.platform_name(),
+        cores=facts.usable_cores(),
         engine=chosen,
         known_flags=known,
         inherited=inherited,
@@ -263,9 +273,20 @@ def _downloads(folder: Path) -> Callable[[str], Path | None]:
     return find
 
 
+def _is_launching(services: Services) -> bool:
+    starting = (State.PENDING, State.FETCHING, State.STARTING)
+    return any(deployment.state in starting for deployment in services.reconciler.all())
+
+
+def _join_code(
+    services: Services, *, hours: float, once: bool = False
+) -> tuple[JoinCode, datetime]:
+    token, expires_at = services.registry.new_token(hours=hours, once=once)
+    return JoinCode(services.join_endpoints, token, services.fingerprint), expires_at
+
+
 def _running(services: Services) -> Running:
-    token, expires_at = services.registry.new_token(hours=services.settings.join_hours)
-    code = JoinCode(services.join_endpoints, token, services.fingerprint)
+    code, expires_at = _join_code(services, hours=services.settings.join_hours)
     return Running(
         url=services.url,
         join_code=str(code),
@@ -273,53 +294,6 @@ def _running(services: Services) -> Running:
         termux_command=services.termux_command(code),
         join_expires_at=expires_at.isoformat(),
     )
-
-
-class _LocalAgent:
-    """The main host's own agent: a child of ours, started again when it ends."""
-
-    def __init__(self, settings: Settings, folder: Path, services: Services) -> None:
-        self._settings = settings
-        self._folder = folder
-        self._services = services
-
-    async def run(self) -> None:
-        """Keep one agent running until cancelled."""
-        for number in itertools.count(1):
-            try:
-                child = await self._start(number)
-            except ProjectError as exc:  # such as a full disk: the cluster goes on without it
-                log.error("local_agent.not_started", extra={"reason": str(exc)})
-            else:
-                await self._wait(child)
-            await asyncio.sleep(_AGENT_PAUSE_S)
-
-    async def _wait(self, child: process.Child) -> None:
-        try:
-            how = process.describe_exit(await child.wait())
-        except asyncio.CancelledError:
-            await child.stop(grace_s=_AGENT_GRACE_S)
-            raise
-        log.warning("local_agent.ended", extra={"how": how, "log": str(child.log_path)})
-
-    async def _start(self, number: int) -> process.Child:
-        token, _ = self._services.registry.new_token(hours=1.0, once=True)
-        code = JoinCode(self._services.join_endpoints, token, self._services.fingerprint)
-        argv = [sys.executable, "-m", "agents", "join", "-", "--data", str(self._folder / "agent")]
-        # Its rpc-server is for the llama-server beside it, and nobody else's to reach.
-        argv += ["--host", "127.0.0.1"]
-        if self._settings.engine_folder is not None:
-            argv += ["--engine", str(self._settings.engine_folder)]
-        if self._settings.log_format == "json":
-            argv.append("--json-logs")
-        return await process.spawn(
-            "agent",
-            argv,
-            log_path=self._folder / "logs" / f"agent-{os.getpid()}.{number}.log",
-            environment={**os.environ, CODE_VARIABLE: str(code)},
-            # SIGTERM, not SIGKILL: the agent must still end its rpc-server.
-            parent_death_signal=signal.SIGTERM,
-        )
 
 
 def _write_run_file(folder: Path, url: str) -> None:

@@ -28,6 +28,18 @@ class ModelBroken(InputError):
     code = "model_broken"
 
 
+class ModelAmbiguous(InputError):
+    """The name of a model on the hub fits several."""
+
+    code = "model_ambiguous"
+
+
+class ModelForbidden(InputError):
+    """The hub does not let this account read the model."""
+
+    code = "model_forbidden"
+
+
 class BadSettings(InputError):
     """The settings file or the environment has an unknown or impossible value."""
 
@@ -219,6 +231,13 @@ class WorkerLost(PeerError):
     retryable = True
 
 
+class HubUnreachable(PeerError):
+    """The model hub does not answer, or not as it should."""
+
+    code = "hub_unreachable"
+    retryable = True
+
+
 class SupervisorUnreachable(PeerError):
     """The command line cannot reach the supervisor."""
 
@@ -251,6 +270,12 @@ class DeploymentNotReady(StateError):
 
     code = "deployment_not_ready"
     retryable = True
+
+
+class HubOffline(StateError):
+    """The environment forbids to ask the model hub."""
+
+    code = "hub_offline"
 
 
 class SupervisorRunning(StateError):

@@ -1,20 +1,31 @@
 """What the use cases need of the outside world, as types. ``adapters`` provide it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from agents.contract import DeviceFacts, RpcServerSpec, RpcServerStatus
+from agents.contract import (
+    DeviceFacts,
+    MeasurementProgress,
+    MeasurementResult,
+    MeasurementSpec,
+    RpcServerSpec,
+    RpcServerStatus,
+)
 from agents.rpc_protocol import ProbeResult, Triple
+from supervisor.core.engine_memory import EngineMemory
 from supervisor.core.entities import (
     Deployment,
     DeploymentId,
     LaunchId,
     LaunchRecord,
     ModelFacts,
+    Plan,
 )
+from supervisor.core.measurements import DeviceMeasured, LinkMeasured
+from supervisor.core.model_shape import ModelShape
 
 
 class AgentPort(Protocol):
@@ -33,13 +44,34 @@ class AgentPort(Protocol):
 
     async def log(self, offset: int) -> Mapping[str, object]: ...
 
+    def measure(
+        self, spec: MeasurementSpec
+    ) -> AsyncGenerator[MeasurementProgress | MeasurementResult, None]:
+        """Progress, then the result. Closing it early ends the measurement."""
+        ...
+
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as its header describes it."""
+
+    facts: ModelFacts
+    shape: ModelShape
+    stand_in: Path | None = None
+    """A sparse file in place of one that is not here; the engine can plan with it, not run it."""
+
+    @property
+    def file(self) -> Path:
+        """What the engine can plan with."""
+        return self.stand_in or Path(self.facts.path)
 
 
 class ModelReader(Protocol):
     """Reads what planning needs of a model file."""
 
-    def __call__(self, path: str) -> ModelFacts: ...
+    def __call__(self, path: str) -> Model: ...
 
 
 class WorkerProbe(Protocol):
@@ -90,6 +122,15 @@ class Answer:
     tokens_per_second: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """All that a llama-server has generated: tokens, the time they took, and its last speed."""
+
+    tokens: int
+    seconds: float
+    tokens_per_second: float | None
+
+
 class ServerClient(Protocol):
     """HTTP interface of one llama-server."""
 
@@ -97,7 +138,7 @@ class ServerClient(Protocol):
 
     async def first_completion(self, timeout_s: float) -> Answer: ...
 
-    async def tokens_per_second(self) -> float | None: ...
+    async def generated(self) -> Generated | None: ...
 
     async def close(self) -> None: ...
 
@@ -120,6 +161,19 @@ class IssuerPort(Protocol):
     def issue(self, name: str) -> Issued: ...
 
 
+class MemoryEstimator(Protocol):
+    """Asks the engine itself what a plan needs.
+
+    Raises ``EngineRefusedModel`` or ``EngineRefusedFlag`` when the launch would fail for that
+    reason, ``EngineToolMissing`` or ``EstimateFailed`` when there is no figure.
+    """
+
+    @property
+    def is_there(self) -> bool: ...
+
+    async def __call__(self, model: Model, plan: Plan) -> EngineMemory: ...
+
+
 class StorePort(Protocol):
     """What must survive a crash. Every method raises ``StoreUnusable``."""
 
@@ -132,3 +186,9 @@ class StorePort(Protocol):
     def next_launch_id(self) -> LaunchId: ...
 
     def save_launch(self, record: LaunchRecord) -> None: ...
+
+    def save_measurement(self, measured: DeviceMeasured | LinkMeasured) -> None: ...
+
+    def device_measurements(self) -> list[DeviceMeasured]: ...
+
+    def link_measurements(self) -> list[LinkMeasured]: ...

@@ -31,12 +31,22 @@ class Settings(FrozenModel):
     local_agent: bool = Field(True, description="serve the main host's own device too")
     engine_folder: Path | None = Field(None, description="folder of the llama.cpp programs")
     model_folders: tuple[Path, ...] = Field((), description="folders whose models are offered")
+    host_layers: bool = Field(True, description="the main host's own processor may hold layers")
+    head_room_mib: int = Field(0, ge=0, description="kept free on every device, at least")
+    backend_sampling: bool = Field(False, description="devices may pick tokens (experimental)")
     log_format: Literal["text", "json"] = Field("text", description="of our own log lines")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     heartbeat_s: Seconds = Field(5.0, gt=0, description="between heartbeats of an agent")
     late_after_s: Seconds = Field(10.0, description="a device this silent gets no new work")
     stale_after_s: Seconds = Field(30.0, description="a device this silent is lost")
+
+    measure_idle: bool = Field(True, description="measure idle devices that need it")
+    measure_idle_after_s: Seconds = Field(20.0, description="ready and idle for this long")
+    measure_idle_load: float = Field(
+        0.5, ge=0, description="not while more programs than this want to run, per core"
+    )
+    measure_keeps_days: float = Field(30.0, gt=0, description="how long a measurement counts")
 
     worker_ready_s: Seconds = Field(20.0, gt=0, description="for an rpc-server to answer HELLO")
     verify_s: Seconds = Field(5.0, gt=0, description="for one probe from the main host")

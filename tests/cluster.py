@@ -74,8 +74,13 @@ class Cluster:
         return program
 
     async def supervisor(self, *, port: int = 0, join_port: int = 0, **settings: object) -> Program:
-        """Start the supervisor and wait until it answers."""
-        environment = {f"SUPERVISOR_{k.upper()}": str(v) for k, v in settings.items()}
+        """Start the supervisor and wait until it answers.
+
+        The main host's processor is left to the agents, which all run on it here, and nothing is
+        measured unless it is asked for.
+        """
+        chosen = {"host_layers": "false", "measure_idle": "false"} | settings
+        environment = {f"SUPERVISOR_{k.upper()}": str(v) for k, v in chosen.items()}
         data = self.folder / "supervisor"
         arguments = ["supervisor", "up", "--data", str(data), "--no-agent", "--port", str(port)]
         arguments += ["--join-host", "127.0.0.1", "--join-port", str(join_port)]
@@ -125,7 +130,15 @@ class Cluster:
         return found
 
     async def launch(self, model: Path, **spec: Any) -> httpx.Response:
+        """Launch over all ready devices, by name, unless ``spec`` names some.
+
+        The planner itself would put such small models on one device.
+        """
         body = {"model": str(model), "name": "test", "ctx_tokens": 512, **spec}
+        if "devices" not in spec:
+            devices = (await self.http.get("/api/devices")).json()
+            ready = (d for d in devices if d["state"] == "ready" and not d["used_by"])
+            body["order"] = sorted(d["name"] for d in ready)
         return await self.http.post("/api/deployments", json=body)
 
     async def settled(self, name: str = "test", within_s: float = 60.0) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from supervisor.core.planning import (
 from supervisor.core.search import ladder
 from supervisor.core.search_tables import FEWEST_FACTOR
 from supervisor.core.speed import DeviceSpeed, LinkSpeed, Output, SpeedModel, Workload
+from supervisor.core.workspace import workspace_of_any
 
 LOCAL = LinkSpeed()
 GIGA = 1e9
@@ -371,7 +372,7 @@ class Everything:
         shape = self.shape
         on_host = output is Output.HOST
         weights = shape.input_bytes + sum(one.size_bytes for one in shape.layers[:block])
-        weights += shape.output_matrix_bytes if on_host and not shape.is_tied else 0
+        weights += shape.output_matrix_bytes if on_host else 0
         position = Position.HOST_WITH_LAYERS if block else Position.HOST
         compute = self._compute(position, 0, block)
         compute += logits_bytes(shape, self.run) * (2 if on_host else 1)
@@ -384,7 +385,9 @@ class Everything:
         forward = max((feed_forward_bytes(self.shape, one, self.run) for one in layers), default=0)
         rules = self.request.rules
         exact = compute_bytes(self.shape, self.run, position, forward)
-        return round(exact * rules.compute_factor + rules.compute_extra_bytes)
+        is_worker = position not in {Position.HOST, Position.HOST_WITH_LAYERS}
+        workspace = workspace_of_any(self.shape, self.run) if is_worker else 0
+        return round(exact * rules.compute_factor + rules.compute_extra_bytes) + workspace
 
     def _budget(self, offer: DeviceOffer | HostOffer) -> int:
         floor = self.request.rules.margin_floor_bytes

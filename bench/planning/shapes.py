@@ -1,10 +1,10 @@
-"""Headers of made-up models in real shapes, to plan without a download: no weights, no vocabulary.
+"""Headers of made-up models in real shapes, to plan without a download: no weights.
 
 The tensors are those that llama.cpp's loader asks for (``src/models/*.cpp``), or it refuses them.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from supervisor.adapters.sparse_model import PartStart
@@ -117,21 +117,24 @@ SHAPES = (
 )
 
 
-def header(shape: Shape) -> PartStart:
-    """The file that such a model would have, up to its weights."""
+def header(shape: Shape, tokenizer: Mapping[str, bytes] | None = None) -> PartStart:
+    """The file that such a model would have, up to its weights.
+
+    ``tokenizer``: its encoded metadata; without it, llama-server cannot use the model.
+    """
     entries = list(_tensors(shape))
-    metadata = _metadata(shape)
-    text = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(entries), len(metadata)))
+    metadata = {**_metadata(shape), **(tokenizer or {"tokenizer.ggml.model": text("no_vocab")})}
+    start = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(entries), len(metadata)))
     for key, value in metadata.items():
-        text += _string(key) + value
+        start += string(key) + value
     offset = 0
     for name, dimensions, type_id in entries:
         layout = f"<I{len(dimensions)}QIQ"
-        text += _string(name) + struct.pack(layout, len(dimensions), *dimensions, type_id, offset)
+        start += string(name) + struct.pack(layout, len(dimensions), *dimensions, type_id, offset)
         offset += -(-tensor_bytes(type_id, dimensions) // ALIGNMENT) * ALIGNMENT
-    text += bytes(-len(text) % ALIGNMENT)
+    start += bytes(-len(start) % ALIGNMENT)
     file_name = "".join(c if c.isalnum() else "-" for c in shape.name) + ".gguf"
-    return PartStart(file_name, bytes(text), len(text) + offset)
+    return PartStart(file_name, bytes(start), len(start) + offset)
 
 
 def has_attention(shape: Shape, layer: int) -> bool:
@@ -157,10 +160,9 @@ def _metadata(shape: Shape) -> dict[str, bytes]:
     }
     named = {f"{shape.architecture}.{key}": _number(value) for key, value in numbers.items()}
     return {
-        "general.architecture": _text(shape.architecture),
-        "general.name": _text(shape.name),
+        "general.architecture": text(shape.architecture),
+        "general.name": text(shape.name),
         **named,
-        "tokenizer.ggml.model": _text("no_vocab"),
     }
 
 
@@ -251,12 +253,15 @@ def _vector(name: str, size: int) -> Entry:
     return name, (size,), F32
 
 
-def _string(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
+def string(value: str) -> bytes:
+    """Its length and its characters, as GGUF has them."""
+    encoded = value.encode()
+    return struct.pack("<Q", len(encoded)) + encoded
 
 
-def _text(text: str) -> bytes:
-    return struct.pack("<I", 8) + _string(text)
+def text(value: str) -> bytes:
+    """A string as the value of a key."""
+    return struct.pack("<I", 8) + string(value)
 
 
 def _number(value: float | int | Sequence[int]) -> bytes:

@@ -26,9 +26,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tests"))
 
 from planning_world import brute_force, model, random_layers, random_request, score_factor
+from shares import proportional
 
 from supervisor.core.memory import GIB
-from supervisor.core.placement import proportional
 from supervisor.core.planning import DeviceOffer, Placement, Planned, PlanRequest
 from supervisor.core.search import best_placement, plan
 from supervisor.core.search_sizes import Sizes

@@ -25,9 +25,10 @@ from shapes import SHAPES, Shape, header
 from agents import engine as engines
 from agents.contract import EngineFacts
 from agents.rpc_protocol import DeviceMemory
-from supervisor.adapters.fit_params import MIB, NO_OVERRIDE, EngineOptions, MemoryUse, engine_memory
+from supervisor.adapters.fit_params import NO_OVERRIDE, EngineOptions, engine_memory
 from supervisor.adapters.gguf import read_header
 from supervisor.adapters.sparse_model import sparse_model
+from supervisor.core.engine_memory import MIB, EngineUse
 from supervisor.core.memory import Position, Run, compute_bytes, feed_forward_bytes, kv_bytes
 from supervisor.core.model_shape import ModelShape, shape_of
 from supervisor.errors import EngineError
@@ -57,8 +58,8 @@ class Row:
 
     case: Case
     device: int
-    engine: MemoryUse
-    predicted: MemoryUse
+    engine: EngineUse
+    predicted: EngineUse
 
     @property
     def difference_bytes(self) -> int:
@@ -76,7 +77,7 @@ class Row:
         return abs(self.share) <= ALLOWED_SHARE or abs(self.difference_bytes) <= ALLOWED_BYTES
 
 
-def total(use: MemoryUse) -> int:
+def total(use: EngineUse) -> int:
     return use.model_bytes + use.context_bytes + use.compute_bytes
 
 
@@ -87,7 +88,7 @@ def cases(shape: Shape) -> Iterator[Case]:
         yield Case(shape.name, ctx, ubatch, kv_type, split)
 
 
-def predicted(shape: ModelShape, case: Case) -> list[MemoryUse]:
+def predicted(shape: ModelShape, case: Case) -> list[EngineUse]:
     """The closed forms of ``supervisor/core/memory.py``, without pipeline copies."""
     run = Run(ctx_tokens=case.ctx_tokens, kv_type=case.kv_type, ubatch=case.ubatch)
     found, first = [], 0
@@ -99,7 +100,7 @@ def predicted(shape: ModelShape, case: Case) -> list[MemoryUse]:
         widest = max((feed_forward_bytes(shape, layer, run) for layer in layers), default=0)
         weights = sum(layer.size_bytes for layer in layers)
         found.append(
-            MemoryUse(
+            EngineUse(
                 f"RPC{index}",
                 weights + (shape.output.size_bytes if is_last else 0),
                 sum(kv_bytes(layer, run) for layer in layers),
@@ -188,7 +189,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def in_mib(use: MemoryUse) -> str:
+def in_mib(use: EngineUse) -> str:
     parts = (use.model_bytes, use.context_bytes, use.compute_bytes)
     return " ".join(f"{part / MIB:.0f}" for part in parts)
 

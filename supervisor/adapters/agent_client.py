@@ -1,7 +1,8 @@
 """HTTP client of one agent, over mutual TLS."""
 
+import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -15,13 +16,24 @@ from tenacity import (
 )
 
 from agents import tls
-from agents.contract import DeviceFacts, RpcServerSpec, RpcServerStatus
+from agents.contract import (
+    DeviceFacts,
+    MeasurementProblem,
+    MeasurementProgress,
+    MeasurementResult,
+    MeasurementSpec,
+    MeasurementUpdate,
+    RpcServerSpec,
+    RpcServerStatus,
+)
+from agents.errors import MeasurementUnsupported
 from supervisor.errors import AgentRefused, AgentUnreachable
 
 T = TypeVar("T")
 
 _FACTS = TypeAdapter(DeviceFacts)
 _STATUS = TypeAdapter(RpcServerStatus)
+_UPDATE: TypeAdapter[MeasurementUpdate] = TypeAdapter(MeasurementUpdate)
 
 _CONNECT_S = 3.0
 _ANSWER_S = 10.0
@@ -30,7 +42,7 @@ _TRIES = 3
 
 
 class AgentClient:
-    """Calls one agent. Every call is repeated on transport errors, which all of them bear."""
+    """Calls one agent. Calls are repeated on transport errors, which all but measuring bear."""
 
     def __init__(
         self, agent_id: str, name: str, address: str, port: int, context: ssl.SSLContext
@@ -79,6 +91,50 @@ class AgentClient:
         )
         return answer
 
+    async def measure(
+        self, spec: MeasurementSpec
+    ) -> AsyncGenerator[MeasurementProgress | MeasurementResult, None]:
+        """Progress, then the result; the agent repeats itself, so silence means that it is gone.
+
+        Never repeated: a measurement that is cut off is one that was not made.
+        """
+        try:
+            async with self._http.stream(
+                "POST", "/measurement", json=asdict(spec), extensions=self._sni
+            ) as response:
+                if response.status_code >= 400:
+                    await response.aread()
+                    raise self._no_measurement(response)
+                async for line in response.aiter_lines():
+                    update = self._read_update(line)
+                    yield update
+                    if isinstance(update, MeasurementResult):
+                        return
+        except httpx.TransportError as exc:
+            raise self._unreachable(exc) from exc
+        raise AgentUnreachable(
+            f"the agent of {self.name} ended its answer before the measurement was done; "
+            "see its log, and measure again"
+        )
+
+    def _no_measurement(self, response: httpx.Response) -> AgentRefused:
+        if response.status_code == 404:
+            return AgentRefused(
+                f"the agent of {self.name} is too old to measure; update it",
+                MeasurementUnsupported.code,
+            )
+        return self._refusal(response)
+
+    def _read_update(self, line: str) -> MeasurementProgress | MeasurementResult:
+        try:
+            parsed = json.loads(line)
+        except ValueError:
+            parsed = line  # no update either, and told in the same way
+        update = self._read(_UPDATE, parsed)
+        if isinstance(update, MeasurementProblem):
+            raise AgentRefused(f"{self.name}: {update.detail}", update.error_code)
+        return update
+
     async def _call(self, method: str, path: str, **arguments: Any) -> Any:
         try:
             async for attempt in AsyncRetrying(
@@ -92,13 +148,16 @@ class AgentClient:
                         method, path, extensions=self._sni, **arguments
                     )
         except httpx.TransportError as exc:
-            raise AgentUnreachable(
-                f"the agent of {self.name} does not answer at {self.endpoint} "
-                f"({str(exc) or type(exc).__name__}); check that it runs and its network"
-            ) from exc
+            raise self._unreachable(exc) from exc
         if response.status_code >= 400:
             raise self._refusal(response)
         return response.json()
+
+    def _unreachable(self, exc: httpx.TransportError) -> AgentUnreachable:
+        return AgentUnreachable(
+            f"the agent of {self.name} does not answer at {self.endpoint} "
+            f"({str(exc) or type(exc).__name__}); check that it runs and its network"
+        )
 
     def _refusal(self, response: httpx.Response) -> AgentRefused:
         try:

@@ -26,6 +26,7 @@ from agents import environment, process
 from agents.contract import EngineFacts
 from agents.rpc_protocol import DeviceMemory, Triple
 from supervisor.adapters.stand_in_worker import stand_in_worker
+from supervisor.core.engine_memory import MIB, EngineMemory, EngineUse
 from supervisor.errors import (
     EngineRefusedFlag,
     EngineRefusedModel,
@@ -35,7 +36,6 @@ from supervisor.errors import (
 
 TOOL: Final = "llama-fit-params"
 HOST: Final = "Host"
-MIB: Final = 1 << 20
 NO_OVERRIDE: Final = "zzz=CPU"
 """Matches no tensor; any override turns the scheduler's pipeline copies off."""
 
@@ -95,30 +95,6 @@ class EngineOptions:
             tensor_split=(*self.tensor_split[:-1], self.tensor_split[-1] - 1, 1),
             overrides=kept or (() if has_copies else (NO_OVERRIDE,)),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
-    """One device, or the main host: weights, KV cache and state, compute buffers."""
-
-    name: str
-    model_bytes: int
-    context_bytes: int
-    compute_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """An upper bound: each figure was rounded down to a MiB."""
-        parts = (self.model_bytes, self.context_bytes, self.compute_bytes)
-        return sum(part + MIB for part in parts)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineMemory:
-    """The devices in the order of the workers, and the main host."""
-
-    devices: tuple[MemoryUse, ...]
-    host: MemoryUse
 
 
 async def engine_memory(
@@ -218,7 +194,7 @@ def parse(output: str, names: Sequence[str]) -> EngineMemory:
         EstimateFailed: Another table than that of these devices.
     """
     rows = [
-        MemoryUse(name, *(int(figure) * MIB for figure in figures))
+        EngineUse(name, *(int(figure) * MIB for figure in figures))
         for name, *figures in _ROW.findall(output)
     ]
     if [row.name for row in rows] != [*names, HOST]:

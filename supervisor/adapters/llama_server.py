@@ -1,6 +1,7 @@
 """The llama-server process and its HTTP interface."""
 
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,11 @@ import httpx
 
 from agents import process
 from supervisor.errors import EngineNotReady
-from supervisor.ports import Answer, Health
+from supervisor.ports import Answer, Generated, Health
 
 log = logging.getLogger(__name__)
+
+_METRIC = re.compile(r"^llamacpp:(\w+) ([-+.\deE]+)$", re.MULTILINE)
 
 
 class LlamaServerStarter:
@@ -87,13 +90,18 @@ class LlamaServerClient:
             raise EngineNotReady("the first completion returned no token; see the log")
         return Answer(tokens, timings.get("predicted_per_second"))
 
-    async def tokens_per_second(self) -> float | None:
-        """Average generation speed, from ``/metrics``; ``None`` if unknown."""
+    async def generated(self) -> Generated | None:
+        """What it has generated so far, from ``/metrics``; ``None`` if it does not say."""
         try:
             response = await self._http.get("/metrics", timeout=2.0)
         except httpx.TransportError:
             return None
-        for line in response.text.splitlines():
-            if line.startswith("llamacpp:predicted_tokens_seconds "):
-                return float(line.split()[1])
-        return None
+        figures = dict(_METRIC.findall(response.text))
+        if "tokens_predicted_total" not in figures:
+            return None
+        speed = float(figures.get("predicted_tokens_seconds", 0))
+        return Generated(
+            tokens=int(float(figures["tokens_predicted_total"])),
+            seconds=float(figures.get("tokens_predicted_seconds_total", 0)),
+            tokens_per_second=speed or None,
+        )

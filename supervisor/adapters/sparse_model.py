@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from supervisor.adapters.gguf import GgufHeader, parse_part
+from supervisor.adapters.gguf import GgufHeader, LocalSource
+from supervisor.adapters.gguf_parse import parse_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,8 @@ def sparse_model(parts: Sequence[PartStart], folder: Path) -> Path:
     """
     paths = []
     for part in parts:
-        tensors = parse_part(part).tensors
-        header_bytes = min((tensor.offset_bytes for tensor in tensors), default=len(part.start))
         path = folder / Path(part.name).name
-        path.write_bytes(part.start[:header_bytes])
+        path.write_bytes(part.start[: parse_part(part).header_bytes])
         os.truncate(path, part.size_bytes)
         paths.append(path)
     return paths[0]
@@ -58,23 +57,7 @@ def local_parts(header: GgufHeader) -> list[PartStart]:
     for path in header.parts:
         with path.open("rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
-            whole = _FileSource(path, size_bytes)
-            tensors = parse_part(whole).tensors
-            end = min((tensor.offset_bytes for tensor in tensors), default=size_bytes)
-            parts.append(PartStart(path.name, file.read(end), size_bytes))
+            header_bytes = parse_part(LocalSource(str(path), size_bytes, file)).header_bytes
+            file.seek(0)
+            parts.append(PartStart(path.name, file.read(header_bytes), size_bytes))
     return parts
-
-
-@dataclass(frozen=True, slots=True)
-class _FileSource:
-    path: Path
-    size_bytes: int
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(offset_bytes)
-            return file.read(size_bytes)

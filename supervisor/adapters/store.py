@@ -14,6 +14,7 @@ from supervisor.core.entities import (
     LaunchId,
     LaunchRecord,
 )
+from supervisor.core.measurements import DeviceMeasured, LinkMeasured
 from supervisor.errors import LaunchUnknown, StoreUnusable
 
 # Each entry brings the schema from its index to the next version; never edit one that was released.
@@ -29,7 +30,15 @@ MIGRATIONS = (
     CREATE TABLE launches (id INTEGER PRIMARY KEY, deployment TEXT NOT NULL, body TEXT NOT NULL);
     CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
     """,
+    """
+    CREATE TABLE measurements (
+        agent_id TEXT NOT NULL, ggml_device TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL,
+        PRIMARY KEY (agent_id, ggml_device, kind));
+    """,
 )
+
+_TOKEN_KEPT_S = 24 * 3600.0
+"""After its end, so that who comes a little late hears "expired", not "unknown"."""
 
 
 class Store:
@@ -104,6 +113,34 @@ class Store:
             raise LaunchUnknown(f"launch {launch_id} was never recorded; see 'supervisor launches'")
         return LaunchRecord.model_validate_json(rows[0][0])
 
+    # -- measurements ------------------------------------------------------------------------
+
+    def save_measurement(self, measured: DeviceMeasured | LinkMeasured) -> None:
+        """Keep a measurement in place of the one before it."""
+        ggml_device, kind = "", "link"
+        if isinstance(measured, DeviceMeasured):
+            ggml_device, kind = measured.ggml_device, "device"
+        self._write(
+            "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?)",
+            (measured.agent_id, ggml_device, kind, measured.model_dump_json()),
+        )
+
+    def device_measurements(self) -> list[DeviceMeasured]:
+        return [DeviceMeasured.model_validate_json(body) for body in self._measured("device")]
+
+    def link_measurements(self) -> list[LinkMeasured]:
+        return [LinkMeasured.model_validate_json(body) for body in self._measured("link")]
+
+    def forget_measurements(self, agent_id: AgentId) -> None:
+        """Of a device and of the link to it."""
+        self._write("DELETE FROM measurements WHERE agent_id = ?", (agent_id,))
+
+    def _measured(self, kind: str) -> list[str]:
+        rows = self._read(
+            "SELECT body FROM measurements WHERE kind = ? ORDER BY agent_id, ggml_device", (kind,)
+        )
+        return [body for (body,) in rows]
+
     # -- devices -----------------------------------------------------------------------------
 
     def save_agent(self, agent_id: AgentId, name: str, serial: str, joined_at: str) -> None:
@@ -127,10 +164,18 @@ class Store:
 
     # -- join tokens -------------------------------------------------------------------------
 
-    def save_token(self, token_hash: str, expires_at_s: float, uses: int | None) -> None:
-        self._write(
-            "INSERT OR REPLACE INTO join_tokens VALUES (?, ?, ?)", (token_hash, expires_at_s, uses)
-        )
+    def save_token(
+        self, token_hash: str, expires_at_s: float, uses: int | None, *, now_s: float
+    ) -> None:
+        """Keep a token; those that expired long ago are forgotten."""
+        with self._translated(), self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            too_old_s = now_s - _TOKEN_KEPT_S
+            self._db.execute("DELETE FROM join_tokens WHERE expires_at < ?", (too_old_s,))
+            self._db.execute(
+                "INSERT OR REPLACE INTO join_tokens VALUES (?, ?, ?)",
+                (token_hash, expires_at_s, uses),
+            )
 
     def spend_token(self, token_hash: str, now_s: float) -> str:
         """Use a token once; returns ``ok``, ``expired``, ``used`` or ``unknown``."""

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from fastapi import APIRouter, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import Field
 
 from agents.cli import CODE_VARIABLE
 from agents.contract import EngineFacts
@@ -18,12 +17,19 @@ from agents.join import JoinCode
 from agents.logfile import read_from
 from supervisor import __version__
 from supervisor.api.auth import COOKIE
-from supervisor.core.commands import shell_script
+from supervisor.api.views import (
+    JoinCodeView,
+    LogChunk,
+    PlanView,
+    SessionRequest,
+    ShellCommand,
+    Snapshot,
+)
+from supervisor.core.commands import planned_commands, shell_command, shell_script
 from supervisor.core.entities import (
     Deployment,
     DeploymentSpec,
     Device,
-    FrozenModel,
     LaunchId,
     LaunchRecord,
     Plan,
@@ -31,6 +37,7 @@ from supervisor.core.entities import (
 from supervisor.errors import DeploymentUnknown, KeyRequired
 from supervisor.service.attempt import SET_BY_US
 from supervisor.service.events import EventBus
+from supervisor.service.measuring import Measurer
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
 from supervisor.service.tools import MainHost
@@ -54,6 +61,7 @@ class Services:
     settings: Settings
     registry: Registry
     reconciler: Reconciler
+    measurer: Measurer
     launches: LaunchReader
     bus: EventBus
     main_host: MainHost
@@ -78,53 +86,23 @@ class Services:
         run = f"{CODE_VARIABLE}={code} sh install.sh - '{self.server_pin}'"
         return f"{self._fetch('install.sh')} -o install.sh && {run}"
 
+    def plan_commands(self, plan: Plan, spec: DeploymentSpec) -> tuple[ShellCommand, ...]:
+        """The commands that a launch of this plan would run, workers first."""
+        facts = {device.id: device.facts for device in self.registry.devices()}
+        commands = planned_commands(
+            plan,
+            {agent_id: found for agent_id, found in facts.items() if found is not None},
+            self.main_host.engine.llama_server if self.main_host.engine else "llama-server",
+            known=self.main_host.known_flags,
+            alias=spec.name or plan.model.name,
+        )
+        named = [(where or self.main_host.name, shell_command(argv)) for where, argv in commands]
+        return tuple(ShellCommand(host=where, command=command) for where, command in named)
+
     def _fetch(self, name: str) -> str:
         # -k only skips the name check of the certificate; the pinned key is checked all the same.
         url = f"https://{self.join_endpoints[0]}/files/{name}"
         return f"curl -fsSk --noproxy '*' --pinnedpubkey '{self.server_pin}' {url}"
-
-
-class JoinCodeView(FrozenModel):
-    """A join code and the line that uses it."""
-
-    code: str
-    command: str
-    termux_command: str
-    expires_at: str
-
-
-class LogChunk(FrozenModel):
-    """A piece of a log; ``offset`` is where to go on."""
-
-    process: str
-    file: str
-    offset: int
-    text: str
-
-
-class ShellCommand(FrozenModel):
-    """One command of a launch and the host to run it on."""
-
-    host: str
-    command: str
-
-
-class SessionRequest(FrozenModel):
-    """Sign-in of the dashboard."""
-
-    key: str = Field(max_length=512)
-
-
-class Snapshot(FrozenModel):
-    """Everything that the dashboard shows."""
-
-    version: str
-    main_host: str
-    url: str
-    time: str
-    engine: EngineFacts | None
-    devices: list[Device]
-    deployments: list[Deployment]
 
 
 def create_router(services: Services) -> APIRouter:
@@ -193,8 +171,10 @@ def create_router(services: Services) -> APIRouter:
         return [asdict(engine) for engine in services.engines]
 
     @router.post("/plan")
-    async def plan(spec: DeploymentSpec) -> Plan:
-        return await reconciler.planner.plan(spec)
+    async def plan(spec: DeploymentSpec) -> PlanView:
+        answer = await reconciler.planner.answer(spec)
+        commands = services.plan_commands(answer.plan, spec)
+        return PlanView(plan=answer.plan, what_ifs=answer.what_ifs, commands=commands)
 
     @router.get("/deployments")
     async def deployments() -> list[Deployment]:

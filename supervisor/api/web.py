@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from supervisor import __version__
 from supervisor.api import openai, problems, rest
 from supervisor.api.auth import RequireKey
+from supervisor.api.measure_api import create_measure_router
 
 _HEADERS = (
     (
@@ -52,6 +53,7 @@ def create_app(services: rest.Services, http: httpx.AsyncClient, page_folder: Pa
     )
     problems.install(app)
     app.include_router(rest.create_router(services))
+    app.include_router(create_measure_router(services.measurer))
     app.include_router(openai.create_router(services.reconciler, http))
     app.mount("/assets", StaticFiles(directory=page_folder), name="assets")
 

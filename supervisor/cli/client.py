@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,18 @@ class Client:
 
     def events(self) -> Iterator[tuple[str, Any]]:
         """Name and body of every event, the snapshot first."""
+        return self.stream("GET", "/api/events")
+
+    def stream(self, method: str, path: str) -> Generator[tuple[str, Any], None, None]:
+        """Name and body of every event of an answer; leaving early hangs up.
+
+        Raises:
+            SupervisorRefused: There is no stream; says why.
+            SupervisorUnreachable: Nobody answers, or no longer.
+        """
         try:
-            with self._http.stream("GET", "/api/events", timeout=None) as response:
+            # The supervisor sends a comment every 15 s, so silence means that it is gone.
+            with self._http.stream(method, path) as response:
                 if response.is_error:
                     response.read()
                     raise _refusal(response)

@@ -85,7 +85,8 @@ async def _demo(options: Options, stop: asyncio.Event) -> None:
                 _agents(children, http, folder, options.workers),
             )
             path = await show("making a small model", making)
-            launched = await show("launching", _launch(http, path, show.describe))
+            launching = _launch(http, path, options.workers, show.describe)
+            launched = await show("launching", launching)
             answer = await show("asking", _ask(http, launched["id"]))
             facts = await _facts(http, url, launched, answer)
             show.finish()
@@ -166,7 +167,8 @@ async def _supervisor(children: _Children, folder: Path, port: int | None) -> st
     data = folder / "supervisor"
     argv = [sys.executable, "-m", "supervisor", "up", "--data", str(data), "--no-agent"]
     argv += ["--port", str(port), "--join-host", "127.0.0.1", "--join-port", "0"]
-    child = await children.start("supervisor", argv, {})
+    # A model this small belongs on one device; the demo is to show several.
+    child = await children.start("supervisor", argv, {"SUPERVISOR_HOST_LAYERS": "false"})
     run_file = data / "run.json"
     deadline_s = time.monotonic() + _START_S
     while not run_file.exists():
@@ -205,12 +207,12 @@ async def _agents(children: _Children, http: httpx.AsyncClient, folder: Path, wo
 
 
 async def _launch(
-    http: httpx.AsyncClient, path: Path, describe: Callable[[str], None]
+    http: httpx.AsyncClient, path: Path, workers: int, describe: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Launch the model; returns the deployment once it is ready."""
-    response = await http.post(
-        "/api/deployments", json={"model": str(path), "name": "demo", "ctx_tokens": 2048}
-    )
+    """Launch the model over all workers; returns the deployment once it is ready."""
+    names = [f"worker-{number}" for number in range(1, workers + 1)]
+    spec = {"model": str(path), "name": "demo", "ctx_tokens": 2048, "devices": names}
+    response = await http.post("/api/deployments", json=spec)
     deployment: dict[str, Any] = response.json()
     if response.is_error:
         raise DeploymentNotReady(deployment["detail"])

@@ -2,10 +2,16 @@
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from agents.command import rpc_server_argv
+from agents.contract import RPC_PORTS, DeviceFacts
 from supervisor.core.entities import AgentId, LaunchRecord, Plan
+
+BATCH_TOKENS = 2048
+"""llama-server's own default for ``-b``: the most tokens it takes in one go."""
 
 _FLAG = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
 
@@ -48,13 +54,16 @@ def chosen_flags(known: frozenset[str]) -> list[str]:
 
 
 def device_arguments(plan: Plan, endpoints: Mapping[AgentId, str]) -> list[str]:
-    """``--rpc``, ``--device``, ``-ngl`` and ``--tensor-split``, which must never disagree.
+    """``--rpc``, ``--device``, ``-ngl``, ``--tensor-split`` and ``-ot``, which must never disagree.
 
     llama-server numbers remote devices ``RPC0, RPC1, ...`` in the order of ``--rpc`` and, per
     endpoint, in the order that the rpc-server offers them (its ``-d``); ``--tensor-split`` counts
     in the order of ``--device``. ``--rpc`` comes first because ``--device`` is resolved at once.
-    Whole layers that sum to block_count + 1 are placed exactly as written.
+    Whole layers that sum to ``-ngl`` are placed exactly as written. Without any device,
+    llama-server is alone, and must not take a GPU that nobody planned with.
     """
+    if not plan.shards:
+        return ["--device", "none", "-ngl", "0"]
     numbered = [
         (index, shard)
         for index, shard in enumerate(
@@ -62,16 +71,19 @@ def device_arguments(plan: Plan, endpoints: Mapping[AgentId, str]) -> list[str]:
         )
     ]
     names = {id(shard): f"RPC{index}" for index, shard in numbered}
-    return [
+    arguments = [
         "--rpc",
         ",".join(endpoints[agent] for agent in plan.agent_ids),
         "--device",
         ",".join(names[id(shard)] for shard in plan.shards),
         "-ngl",
-        str(plan.total_layers),
+        str(plan.gpu_layers),
         "--tensor-split",
         ",".join(str(shard.layers) for shard in plan.shards),
     ]
+    if plan.tensor_overrides:
+        arguments += ["-ot", ",".join(plan.tensor_overrides)]
+    return arguments
 
 
 def llama_server_argv(
@@ -99,8 +111,47 @@ def llama_server_argv(
         str(plan.ctx_tokens),
         "-np",
         str(plan.slots),
+        "-ub",
+        str(plan.ubatch),
+        "-b",
+        str(max(plan.ubatch, BATCH_TOKENS)),
+        "-ctk",
+        plan.kv_type,
+        "-ctv",
+        plan.kv_type,
+        *(["--backend-sampling"] if plan.samples_on_device else []),
         *chosen_flags(known),
     ]
+
+
+def planned_commands(
+    plan: Plan,
+    devices: Mapping[AgentId, DeviceFacts],
+    llama_server: str,
+    *,
+    known: frozenset[str],
+    alias: str,
+) -> list[tuple[str, list[str]]]:
+    """What a launch of this plan would run: (device, command), the main host's last, as ``""``.
+
+    The ports are the first that agents and main host try; a launch takes the next free ones.
+    """
+    ports: Counter[str] = Counter()
+    endpoints: dict[AgentId, str] = {}
+    commands: list[tuple[str, list[str]]] = []
+    for agent_id in plan.agent_ids:
+        shards = [shard for shard in plan.shards if shard.agent_id == agent_id]
+        first, facts = shards[0], devices[agent_id]
+        port = RPC_PORTS[ports[first.host]]
+        ports[first.host] += 1
+        endpoints[agent_id] = f"{first.host}:{port}"
+        program = facts.engine.rpc_server if facts.engine else "ggml-rpc-server"
+        names = [shard.ggml_device for shard in shards]
+        argv = rpc_server_argv(program, first.host, port, facts.threads or facts.cores, names)
+        commands.append((first.device, argv))
+    port = RPC_PORTS[ports["127.0.0.1"]]
+    own = llama_server_argv(llama_server, plan, endpoints, port=port, known=known, alias=alias)
+    return [*commands, ("", own)]
 
 
 def shell_command(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> str:

@@ -1,6 +1,7 @@
 """The values that the project speaks in. Immutable; operator input forbids unknown fields."""
 
-from typing import Annotated, NewType
+from enum import StrEnum
+from typing import Annotated, Literal, NewType
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,15 +24,40 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Preset(StrEnum):
+    """What to optimise for."""
+
+    BALANCED = "balanced"
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    FEWEST_DEVICES = "fewest devices"
+
+
 class DeploymentSpec(FrozenModel):
     """What the operator asked for; never what is running."""
 
     model: str = Field(min_length=1, examples=["/models/gemma-3-1b-it-Q4_K_M.gguf"])
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]{0,62}$")
     ctx_tokens: int = Field(default=4096, ge=256, le=10_000_000)
-    devices: tuple[str, ...] = Field(default=(), description="names or ids; empty means all ready")
-    split: tuple[int, ...] = Field(default=(), description="layers per device, in that order")
+    min_ctx_tokens: int | None = Field(
+        default=None, ge=256, description="shrink the context down to this if need be"
+    )
     slots: int = Field(default=1, ge=1, le=256, description="parallel sequences")
+    devices: tuple[str, ...] = Field(
+        default=(), description="use all of these and no others; empty: the planner chooses"
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="never use these")
+    order: tuple[str, ...] = Field(default=(), description="use all of these, in this order")
+    split: tuple[int, ...] = Field(
+        default=(), description="layers of each of the named devices, the output included"
+    )
+    kv_type: str | None = Field(default=None, examples=["f16", "q8_0"])
+    ubatch: int | None = Field(default=None, ge=32, le=8192, description="tokens at once")
+    pin_output: str | None = Field(default=None, description="device of the output layer")
+    goal: Preset = Preset.BALANCED
+    prompt_tokens: int = Field(default=1000, ge=1, description="of a usual request")
+    generated_tokens: int = Field(default=300, ge=0, description="of a usual request")
+    users: int = Field(default=1, ge=1, le=256, description="served at once")
 
 
 class ModelFacts(FrozenModel):
@@ -45,17 +71,18 @@ class ModelFacts(FrozenModel):
     ctx_train_tokens: int | None = None
 
 
-class Candidate(FrozenModel):
-    """One ggml device that may take layers."""
+class MemoryUse(FrozenModel):
+    """Predicted bytes in one place with the whole context in use."""
 
-    agent_id: AgentId
-    device: str = Field(description="name of the device, as its owner calls it")
-    ggml_device: str
-    host: str
-    available_bytes: ByteCount
+    weight_bytes: ByteCount = 0
+    kv_bytes: ByteCount = 0
+    compute_bytes: ByteCount = 0
+    peak_bytes: ByteCount = Field(default=0, description="the most at any time, loading included")
+    budget_bytes: ByteCount = Field(default=0, description="available, without the head-room")
+    available_bytes: ByteCount = 0
 
 
-class Shard(FrozenModel):
+class Shard(MemoryUse):
     """The run of layers placed on one ggml device. The last one also holds the output layer."""
 
     agent_id: AgentId
@@ -63,9 +90,45 @@ class Shard(FrozenModel):
     ggml_device: str
     host: str
     layers: int = Field(ge=1, description="repeating layers, plus the output layer on the last")
+    first_layer: int = 0
+    has_output: bool = Field(default=False, description="and computes it")
+
+
+class HostShare(MemoryUse):
+    """What llama-server holds itself: the embeddings, and perhaps the first layers."""
+
+    layers: int = 0
     has_output: bool = False
-    weight_bytes: ByteCount = 0
-    available_bytes: ByteCount = 0
+
+
+class StagePrediction(FrozenModel):
+    """Where the time of one token goes, for one place."""
+
+    device: str
+    compute_s: Seconds
+    network_s: Seconds
+
+
+class Prediction(FrozenModel):
+    """What a placement is expected to give."""
+
+    decode_tokens_per_s: float = Field(description="of all users together")
+    prefill_tokens_per_s: float
+    load_s: Seconds
+    prompt_tokens: int
+    users: int = 1
+    output_s: Seconds = Field(description="of a token: the output layer")
+    stages: tuple[StagePrediction, ...] = Field(description="in order, the main host's first")
+    is_guess: bool = Field(description="some device or link was never measured")
+
+
+class LeftOut(FrozenModel):
+    """A device that the best placement does without, and what it would give to use it."""
+
+    name: str
+    reason: str
+    tokens_per_s: float | None = Field(default=None, description="None: it cannot take part")
+    cost_s: float | None = None
 
 
 class Plan(FrozenModel):
@@ -74,13 +137,21 @@ class Plan(FrozenModel):
     model: ModelFacts
     ctx_tokens: int
     slots: int
-    shards: tuple[Shard, ...]
-    reasons: tuple[str, ...] = ()
+    kv_type: str = "f16"
+    ubatch: int = 512
+    shards: tuple[Shard, ...] = Field(description="in the order of --device; none: the host alone")
+    host: HostShare = HostShare()
+    tensor_overrides: tuple[str, ...] = Field(default=(), description="for -ot")
+    samples_on_device: bool = Field(default=False, description="--backend-sampling")
+    prediction: Prediction | None = None
+    reasons: tuple[str, ...] = Field(default=(), description="why, in sentences")
+    left_out: tuple[LeftOut, ...] = ()
+    memory_from: Literal["formulas", "engine"] = "formulas"
 
     @property
-    def total_layers(self) -> int:
-        """Repeating layers and the output layer: what the split adds up to."""
-        return self.model.block_count + 1
+    def gpu_layers(self) -> int:
+        """For ``-ngl``: what is not the main host's; the split adds up to this."""
+        return self.model.block_count + 1 - self.host.layers if self.shards else 0
 
     @property
     def agent_ids(self) -> tuple[AgentId, ...]:
@@ -123,6 +194,35 @@ class EngineRecord(FrozenModel):
     rpc_protocol: str
 
 
+class MemorySample(FrozenModel):
+    """Memory of one process at one moment; what the platform does not tell is None."""
+
+    resident_bytes: ByteCount | None = Field(
+        default=None, description="now; without file_bytes, where those are known"
+    )
+    peak_bytes: ByteCount | None = Field(
+        default=None, description="the most ever resident, pages of files among them"
+    )
+    file_bytes: ByteCount | None = Field(
+        default=None, description="pages of files, as a mapped model, which can be taken back"
+    )
+
+
+class ProcessMemory(FrozenModel):
+    """What one process of a launch was predicted to need, and what it was seen to use."""
+
+    process: str = Field(description="llama-server, or the device whose rpc-server it is")
+    predicted_bytes: ByteCount = Field(description="the most at any time; 0: unknown")
+    budget_bytes: ByteCount
+    has_gpu: bool = Field(default=False, description="part of it is a GPU's and not seen here")
+    measured_bytes: ByteCount | None = Field(
+        default=None, description="the most it was seen to use and could not give back"
+    )
+    loading: MemorySample | None = Field(default=None, description="the most while it loaded")
+    ready: MemorySample | None = None
+    ended: MemorySample | None = Field(default=None, description="just before it was stopped")
+
+
 class LaunchRecord(FrozenModel):
     """One attempt to run a deployment: everything needed to repeat it by hand."""
 
@@ -138,6 +238,7 @@ class LaunchRecord(FrozenModel):
     log_path: str = ""
     pid: int | None = None
     timeline: tuple[Milestone, ...] = ()
+    memory: tuple[ProcessMemory, ...] = ()
     outcome: str = "starting"
     error_code: str = ""
     reason: str = ""

@@ -1,10 +1,12 @@
 """Says in plain words what was planned and why, for somebody who has never split a model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from supervisor.core.entities import LeftOut
+from supervisor.core.explain_no_fit import explain_no_fit
+from supervisor.core.explain_words import called, capital, duration, listed, rate
 from supervisor.core.planning import (
     HOST,
-    LeftOut,
     NoFit,
     PlacedDevice,
     Placement,
@@ -12,130 +14,241 @@ from supervisor.core.planning import (
     PlanRequest,
     WhatIf,
 )
+from supervisor.core.search_sizes import Sizes
 from supervisor.core.speed import Output
 from supervisor.core.units import gib
 
 SMALL_CHANGE = 1.03
 """What changes less than this is not worth a sentence."""
 
+FEW_PLACES = 3
+"""So many can be told one by one; of more, only the worst."""
+
+READING = ((7.0, "faster than"), (3.5, "about as fast as"), (0.0, "slower than"))
+"""From so many tokens per second: people read 160 to 320 words a minute, 0.75 of one per token."""
+
+REASONS = {
+    "no room for one layer": "too little memory for even one layer",
+    "would not pay": "nothing faster was found with it",
+}
+
 
 def explain(
     request: PlanRequest, result: Planned | NoFit, what_ifs: Sequence[WhatIf] = ()
 ) -> list[str]:
-    """One sentence each: the choice, its price, its limits, what was left out, what was guessed."""
+    """One sentence or two each, the most important first.
+
+    Who runs the model, what was cut, how fast it will be and how sure that is; then where the
+    layers are and why, what was left out, and what would change it.
+    """
     if isinstance(result, NoFit):
-        return [*_no_fit(request, result), *_notes(request)]
-    best = result.best
-    return [
-        *_choice(request, best),
-        *_expectation(best),
-        *_shrunk(result),
-        *_output(request, best),
-        *_limits(request, best),
-        *_memory(best),
-        *_left_out(best, result.left_out),
-        *_unreliable(request, best),
-        *_overrides(result),
-        *_what_ifs(best, what_ifs),
-        *_guesses(request, best),
-        *_proof(result),
-        *_notes(request),
-    ]
+        found = [*explain_no_fit(request, result), *_notes(request)]
+    else:
+        best = result.best
+        found = [
+            *_choice(request, best),
+            *_shrunk(request, result),
+            *_expectation(best),
+            *_guesses(request, best),
+            *_unreliable(request, best),
+            *_layers(best),
+            *_output(request, best),
+            *_limits(best),
+            *_memory(best),
+            *_left_out(best, result.left_out),
+            *_overrides(result),
+            *_what_ifs(result, what_ifs),
+            *_proof(result),
+            *_notes(request),
+        ]
+    return [capital(sentence) for sentence in found]
+
+
+def _places(best: Placement) -> list[PlacedDevice]:
+    """Who holds layers, or computes the output, in order; the main host only with layers."""
+    return [*([best.host] if best.host.layers else []), *best.devices]
 
 
 def _choice(request: PlanRequest, best: Placement) -> Iterator[str]:
     size = gib(request.shape.weight_bytes)
-    offered = len(request.devices)
-    if not best.devices:
-        yield (
-            f"The main host runs the whole model ({size}) by itself: no device is faster, so"
-            " nothing waits for the network."
-        )
+    names = [place.name for place in _places(best)]
+    if len(names) == 1:
+        others = len(request.devices) > len(best.devices)
+        why = ": it fits there, and sharing it would not pay" if others else ""
+        is_all = best.output_device == names[0]
+        what = "the whole model" if is_all else "all layers of the model"
+        yield f"{called(names[0])} runs {what} ({size}){why}."
         return
-    if len(best.devices) == 1 and not best.host.layers:
-        yield (
-            f"The whole model ({size}) runs on {best.devices[0].name}: it fits there, and"
-            " splitting it over more devices would only add waiting for the network."
-        )
-        return
-    yield (
-        f"The model ({size}) is a stack of {best.n_layers} layers that every word passes through"
-        f" in order; {len(best.devices)} of {offered} devices share it."
-    )
-    if best.host.layers:
-        yield f"{_span(best.host)} on the {HOST}, by its own processor: no network is needed there."
-    for device in best.devices:
-        yield f"{_span(device)} on {device.name} ({gib(device.memory.weight_bytes)} of weights)."
+    why = "since that is faster than any device alone"
+    if not _fits_one(request, best):
+        why = "since no device can hold it alone"
+    yield f"{listed(names)} share the model ({size}), {why}."
 
 
-def _span(device: PlacedDevice) -> str:
-    first, last = device.first_layer + 1, device.first_layer + device.layers
-    if device.layers == 0:
-        return "Only the output layer is"
-    return f"Layer {first} is" if first == last else f"Layers {first} to {last} are"
+def _fits_one(request: PlanRequest, best: Placement) -> bool:
+    """Whether any place could hold everything."""
+    sizes, end = Sizes(request.shape, best.run, request.rules), best.n_layers
+    uses = [sizes.use(offer, 0, end, Output.LAST) for offer in request.devices]
+    if request.host.may_hold_layers:
+        uses.append(sizes.host_use(request.host, end, with_output=True))
+    return any(use.peak_bytes <= use.budget_bytes for use in uses)
+
+
+def _shrunk(request: PlanRequest, result: Planned) -> Iterator[str]:
+    if not result.shrunk:
+        return
+    run, wanted = result.best.run, request.wanted
+    ctx, changes = request.overrides.ctx_tokens or wanted.ctx_tokens, []
+    if run.ctx_tokens < ctx:
+        changes.append(
+            f"the model remembers {run.ctx_tokens} instead of {ctx} tokens of a conversation (its"
+            " context)"
+        )
+    if run.kv_type != (request.overrides.kv_type or wanted.kv_types[0]):
+        memory = "that memory" if changes else "its memory of a conversation"
+        changes.append(f"{memory} is stored more coarsely (a {run.kv_type} cache)")
+    yield f"What you asked for does not fit, so {' and '.join(changes) or result.shrunk[0]}."
 
 
 def _expectation(best: Placement) -> Iterator[str]:
+    each = best.decode_tokens_per_s / best.users
+    pace = next(words for least, words in READING if each > least)
+    shared = f" for all {best.users} users together, {rate(each)} for each"
     yield (
-        f"Expected: {_rate(best.decode_tokens_per_s)} tokens per second while answering,"
-        f" {_rate(best.prefill_tokens_per_s)} while reading a prompt of {best.prompt_tokens}"
-        f" tokens, and {_seconds(best.times.load_s)} to load."
+        f"Answers should come at {rate(best.decode_tokens_per_s)} tokens per second"
+        f"{shared if best.users > 1 else ''} (a token is a word or a piece of one): {pace} most"
+        " people read."
+    )
+    yield (
+        f"A prompt of {best.prompt_tokens} tokens takes {duration(best.times.prompt_s)} before the"
+        f" answer begins, and loading the model {duration(best.times.load_s)}."
     )
 
 
-def _shrunk(result: Planned) -> Iterator[str]:
-    if result.shrunk:
-        yield f"What you asked for does not fit, so this has a {', and a '.join(result.shrunk)}."
+def _guesses(request: PlanRequest, best: Placement) -> Iterator[str]:
+    used = {device.name for device in best.devices}
+    offers = [d for d in request.devices if d.name in used]
+    speeds = [d.name for d in offers if d.speed.is_guess]
+    if request.host.speed.is_guess and (best.host.layers or best.output_device == HOST):
+        speeds.append(HOST)
+    links = [d.name for d in offers if d.link.is_guess]
+    parts = [
+        *([f"the speed of {listed(speeds)}"] if speeds else []),
+        *([f"the network to {listed(links)}"] if links else []),
+    ]
+    if parts:
+        yield (
+            f"This rests on a guess of {' and of '.join(parts)}; 'supervisor measure' makes it a"
+            " fact."
+        )
+
+
+def _unreliable(request: PlanRequest, best: Placement) -> Iterator[str]:
+    used = {device.name for device in best.devices}
+    names = [d.name for d in request.devices if d.name in used and not d.is_reliable]
+    if names:
+        yield (
+            "The model stops when any of its devices drops out, which"
+            f" {listed(names)} may (battery, Wi-Fi or heat)."
+        )
+
+
+def _layers(best: Placement) -> Iterator[str]:
+    places = _places(best)
+    if len(places) == 1:
+        return
+    parts = [f"{called(place.name)} {_span(place)}" for place in places]
+    yield (
+        f"Every token passes through {best.n_layers} layers, on one device after the other:"
+        f" {', '.join(parts)}."
+    )
+    fastest = _fastest(best)
+    if fastest and len(fastest) < len(places):
+        one = len(fastest) == 1
+        yield (
+            f"{listed([place.name for place in fastest])} {'is' if one else 'are'} the fastest and"
+            f" {'takes' if one else 'take'} as many layers as fit there."
+        )
+
+
+def _span(place: PlacedDevice) -> str:
+    first, last = place.first_layer + 1, place.first_layer + place.layers
+    size = gib(place.memory.weight_bytes)
+    if place.layers == 0:
+        return f"only the output ({size})"
+    return f"{first} to {last} ({size})" if first < last else f"{first} ({size})"
+
+
+def _fastest(best: Placement) -> list[PlacedDevice]:
+    """The devices that compute a layer fastest, if none of them has room for another."""
+    pairs = zip(_places(best), best.times.stages, strict=True)
+    pace = [(stage.compute_s / place.layers, place) for place, stage in pairs if place.layers]
+    least = min(seconds for seconds, _ in pace)
+    found = [place for seconds, place in pace if seconds <= least * SMALL_CHANGE]
+    return found if all(_is_full(place) for place in found) else []
+
+
+def _is_full(place: PlacedDevice) -> bool:
+    memory = place.memory
+    layer = (memory.weight_bytes + memory.kv_bytes) / place.layers
+    return memory.peak_bytes + layer > memory.budget_bytes
 
 
 def _output(request: PlanRequest, best: Placement) -> Iterator[str]:
     if not best.devices:
         return
     last = next(d for d in request.devices if d.name == best.devices[-1].name)
-    size = 4 * request.shape.vocabulary / 1000
+    count_bytes = 4 * request.shape.vocabulary * best.users
+    size, sending_s = f"{count_bytes / 1000:.0f} kB", last.link.receiving_s(count_bytes)
     if best.output is Output.HOST:
         yield (
-            f"The output layer, which scores {request.shape.vocabulary} possible next tokens, is"
-            f" computed on the main host: otherwise {size:.0f} kB would cross the network for"
+            f"The last step, which scores all {request.shape.vocabulary} tokens that may come next,"
+            f" is done on the main host: otherwise {size} of scores would cross the network for"
             " every token."
         )
     elif best.output is Output.SAMPLED:
         yield (
-            f"{last.name} computes the output layer and picks the token itself, so that its"
-            f" {size:.0f} kB of scores need not cross the network."
+            f"{last.name} also picks the next token, so that {size} of scores need not cross the"
+            " network for it."
         )
-    elif not last.link.is_local:
+    elif sending_s > (SMALL_CHANGE - 1) * best.times.token_s:
         yield (
-            f"{last.name} is last and computes the output layer; the {size:.0f} kB of scores that"
-            f" it sends back take {_ms(last.link.receiving_s(size * 1000))} per token."
+            f"{last.name} sends {size} of scores for every token (one for each that may come next),"
+            f" which takes {duration(sending_s)}."
         )
 
 
-def _limits(request: PlanRequest, best: Placement) -> Iterator[str]:
-    """Where the time of a token goes: the largest share of computing, and of waiting."""
-    token_s = best.times.token_s
-    names = [HOST] if best.host.layers else []
-    names += [device.name for device in best.devices]
+def _limits(best: Placement) -> Iterator[str]:
+    """Where the time of a token goes."""
+    names = [place.name for place in _places(best)]
     stages = dict(zip(names, best.times.stages, strict=True))
     compute = {name: stage.compute_s for name, stage in stages.items()}
     compute[best.output_device] = compute.get(best.output_device, 0.0) + best.times.output_s
-    slowest = max(compute, key=compute.__getitem__)
-    share = compute[slowest] / token_s
-    most = "most of it is" if share >= 0.5 else "the largest part of it is"
-    yield (
-        f"Each token takes {_ms(token_s)}; {most} {slowest} computing"
-        f" ({_ms(compute[slowest])}, {share:.0%})."
-    )
     hops = {name: stage.hop_s for name, stage in stages.items() if stage.hop_s > 0}
-    if not hops:
-        yield "Nothing waits for the network."
-        return
-    farthest = max(hops, key=hops.__getitem__)
+    what = "A token takes" if best.users == 1 else "One token for every user takes"
     yield (
-        f"Waiting for the network takes {_ms(sum(hops.values()))} of it"
-        f" ({sum(hops.values()) / token_s:.0%}), the most of that for {farthest}"
-        f" ({_ms(hops[farthest])})."
+        f"{what} {duration(best.times.token_s)}: {_computing(compute, best.times.token_s)},"
+        f" {_waiting(hops, len(compute))}."
     )
+
+
+def _computing(compute: dict[str, float], token_s: float) -> str:
+    slowest = sorted(compute, key=lambda name: -compute[name])
+    if len(compute) <= FEW_PLACES:
+        parts = [f"{called(name)} computes for {duration(compute[name])}" for name in slowest]
+        return ", ".join(parts)
+    return (
+        f"{sum(compute.values()) / token_s:.0%} of it is computing, the most of that on"
+        f" {called(slowest[0])} ({duration(compute[slowest[0]])})"
+    )
+
+
+def _waiting(hops: dict[str, float], places: int) -> str:
+    if not hops:
+        return "and nothing waits for the network"
+    farthest = max(hops, key=lambda name: hops[name])
+    most = f", mostly to {called(farthest)}" if places > 1 and len(hops) > 1 else ""
+    return f"and the network takes {duration(sum(hops.values()))}{most}"
 
 
 def _memory(best: Placement) -> Iterator[str]:
@@ -144,47 +257,74 @@ def _memory(best: Placement) -> Iterator[str]:
     fullest = max(places, key=lambda d: d.memory.peak_bytes / max(1, d.memory.budget_bytes))
     memory = fullest.memory
     free = memory.available_bytes - memory.budget_bytes
+    tightest = f"Memory is tightest on {called(fullest.name)}: " if len(places) > 1 else ""
+    what = "it" if tightest else called(fullest.name)
     yield (
-        f"With all {best.run.ctx_tokens} tokens of context in use, {fullest.name} is the fullest:"
-        f" it needs {gib(memory.peak_bytes)} of {gib(memory.available_bytes)}, of which"
-        f" {gib(free)} are kept free for the system."
+        f"{tightest}{'with' if tightest else 'With'} a full context of {best.run.ctx_tokens} tokens"
+        f" {what} uses {gib(memory.peak_bytes)} of {gib(memory.available_bytes)}, and"
+        f" {gib(free)} are kept free for its system."
     )
+
+
+# -- what was left out, and what else could be -----------------------------------------------------
 
 
 def _left_out(best: Placement, left_out: Sequence[LeftOut]) -> Iterator[str]:
-    for device in left_out:
-        if device.tokens_per_s is None:
-            yield f"{device.name} is left out: {device.reason}."
-        else:
-            yield _with(best, device)
-
-
-def _with(best: Placement, device: LeftOut) -> str:
-    now, then = best.decode_tokens_per_s, device.tokens_per_s or 0.0
-    if now / SMALL_CHANGE < then < now * SMALL_CHANGE:
-        return (
-            f"{device.name} is left out: with it, it would be about as fast"
-            f" ({_rate(then)} tokens per second), with one more device that can fail."
-        )
-    if then <= now:
-        return (
-            f"{device.name} is left out: with it, it would be {_rate(then)} tokens per second"
-            f" instead of {_rate(now)}."
-        )
-    return (
-        f"{device.name} is left out: answering would be {_rate(then)} instead of {_rate(now)}"
-        " tokens per second, but reading prompts, loading or the risk of losing it costs more."
-    )
-
-
-def _unreliable(request: PlanRequest, best: Placement) -> Iterator[str]:
-    used = {device.name for device in best.devices}
-    names = [d.name for d in request.devices if d.name in used and not d.is_reliable]
-    if names:
+    now = best.decode_tokens_per_s
+    rated = [device for device in left_out if device.tokens_per_s is not None]
+    slower = [d for d in rated if (d.tokens_per_s or 0.0) * SMALL_CHANGE <= now]
+    faster = [d for d in rated if (d.tokens_per_s or 0.0) >= now * SMALL_CHANGE]
+    alike = [d for d in rated if d not in slower and d not in faster]
+    yield from _slower(now, slower)
+    for names, _ in _grouped(alike, lambda device: ""):
         yield (
-            f"{', '.join(names)} may drop out (battery, Wi-Fi or heat), and the model stops with"
-            " any device; it is used because the gain is large or nothing else holds the model."
+            f"{_are_left_out(names)}: with {_any_of(names)}, it would be about as fast, and one"
+            " more device could fail."
         )
+    for names, device in _grouped(faster, lambda device: rate(device.tokens_per_s or 0.0)):
+        yield (
+            f"{_are_left_out(names)}: answers would come faster"
+            f" ({rate(device.tokens_per_s or 0.0)} instead of {rate(now)} tokens per second), but"
+            " reading prompts, loading or the risk of losing it costs more."
+        )
+    others = [device for device in left_out if device.tokens_per_s is None]
+    for names, device in _grouped(others, lambda device: device.reason):
+        same = " for the same reason" if len(names) > 1 else ""
+        yield f"{_are_left_out(names)}{same}: {REASONS.get(device.reason, device.reason)}."
+
+
+def _slower(now: float, devices: Sequence[LeftOut]) -> Iterator[str]:
+    rates = [device.tokens_per_s or 0.0 for device in devices]
+    instead = f"tokens per second instead of {rate(now)}"
+    if len({rate(value) for value in rates}) >= FEW_PLACES:
+        names = [device.name for device in devices]
+        yield (
+            f"{_are_left_out(names)}: with {_any_of(names)}, it would be {rate(min(rates))} to"
+            f" {rate(max(rates))} {instead}."
+        )
+        return
+    for names, device in _grouped(devices, lambda device: rate(device.tokens_per_s or 0.0)):
+        would_be = rate(device.tokens_per_s or 0.0)
+        yield f"{_are_left_out(names)}: with {_any_of(names)}, it would be {would_be} {instead}."
+
+
+def _grouped(
+    devices: Sequence[LeftOut], key: Callable[[LeftOut], str]
+) -> Iterator[tuple[list[str], LeftOut]]:
+    """Names of devices of which the same can be said, and one of them."""
+    groups: dict[str, list[LeftOut]] = {}
+    for device in devices:
+        groups.setdefault(key(device), []).append(device)
+    for group in groups.values():
+        yield [device.name for device in group], group[0]
+
+
+def _are_left_out(names: Sequence[str]) -> str:
+    return f"{listed(names)} {'is' if len(names) == 1 else 'are'} left out"
+
+
+def _any_of(names: Sequence[str]) -> str:
+    return "it" if len(names) == 1 else "any one of them"
 
 
 def _overrides(result: Planned) -> Iterator[str]:
@@ -196,39 +336,29 @@ def _overrides(result: Planned) -> Iterator[str]:
         return
     yield (
         f"Your own settings have a price: without them it would be"
-        f" {_rate(free.decode_tokens_per_s)} instead of {_rate(best.decode_tokens_per_s)} tokens"
-        f" per second ({best.cost_s / free.cost_s - 1:.0%} more time per request now)."
+        f" {rate(free.decode_tokens_per_s)} instead of {rate(best.decode_tokens_per_s)} tokens"
+        f" per second, and a whole request would take {1 - free.cost_s / best.cost_s:.0%} less"
+        " time."
     )
 
 
-def _what_ifs(best: Placement, what_ifs: Sequence[WhatIf]) -> Iterator[str]:
+def _what_ifs(result: Planned, what_ifs: Sequence[WhatIf]) -> Iterator[str]:
+    best, useless = result.best, []
+    now = rate(best.decode_tokens_per_s)
     for what in what_ifs:
-        rate = _rate(what.tokens_per_s)
+        value = rate(what.tokens_per_s)
         if what.tokens_per_s > best.decode_tokens_per_s * SMALL_CHANGE:
-            yield f"With {what.change}, it would be {rate} tokens per second."
+            yield f"With {what.change}, it would be {value} tokens per second instead of {now}."
         elif what.cost_s * SMALL_CHANGE < best.cost_s:
             less = 1 - what.cost_s / best.cost_s
             yield (
-                f"With {what.change}, answering would be no faster ({rate} tokens per second),"
-                f" but a whole request would take {less:.0%} less time."
+                f"With {what.change}, answers would come no faster, but a whole request, prompt"
+                f" included, would take {less:.0%} less time."
             )
         else:
-            yield f"With {what.change}, it would be no faster."
-
-
-def _guesses(request: PlanRequest, best: Placement) -> Iterator[str]:
-    used = {device.name for device in best.devices}
-    offers = [d for d in request.devices if d.name in used]
-    speeds = [d.name for d in offers if d.speed.is_guess]
-    if request.host.speed.is_guess and HOST in {best.output_device, best.host.layers and HOST}:
-        speeds.append(f"the {HOST}")
-    links = [d.name for d in offers if d.link.is_guess]
-    if speeds:
-        yield f"The speed of {', '.join(speeds)} is a guess; 'supervisor measure' makes it a fact."
-    if links:
-        yield (
-            f"The network to {', '.join(links)} is a guess; 'supervisor measure' makes it a fact."
-        )
+            useless.append(what.change)
+    if useless and not result.shrunk:  # else the change gives more context instead
+        yield f"It would be no faster with {listed(useless, 'or')}."
 
 
 def _proof(result: Planned) -> Iterator[str]:
@@ -238,41 +368,3 @@ def _proof(result: Planned) -> Iterator[str]:
 
 def _notes(request: PlanRequest) -> Iterator[str]:
     yield from (f"Note: {note}." for note in request.shape.notes)
-
-
-def _no_fit(request: PlanRequest, result: NoFit) -> Iterator[str]:
-    run = result.run
-    layers = min(result.missing_layers, request.shape.n_layers)
-    yield (
-        f"The model does not fit: with {run.ctx_tokens} tokens of context it needs"
-        f" {gib(result.needed_bytes)}, all devices together may use {gib(result.budget_bytes)}."
-    )
-    yield (
-        f"{layers} of its {request.shape.n_layers} layers find no place; a device with"
-        f" {gib(result.missing_bytes)} more would hold them."
-    )
-    for device in result.devices:
-        yield (
-            f"{device.name} may use {gib(device.budget_bytes)} of {gib(device.available_bytes)}"
-            f" and holds {device.layers} layers; it would need {gib(device.needs_bytes)} for more."
-        )
-    if result.nearest is not None:
-        nearest = result.nearest
-        yield (
-            f"The nearest that fits: {nearest.ctx_tokens} tokens of context with a"
-            f" {nearest.kv_type} cache."
-        )
-    else:
-        yield "No smaller context helps; add a device or choose a smaller quantisation."
-
-
-def _rate(tokens_per_s: float) -> str:
-    return f"{tokens_per_s:.0f}" if tokens_per_s >= 100 else f"{tokens_per_s:.3g}"
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"

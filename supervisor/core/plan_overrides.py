@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from supervisor.core.entities import MAX_REMOTE_DEVICES
+from supervisor.core.entities import MAX_REMOTE_DEVICES, LeftOut
 from supervisor.core.memory import KV_TYPES
-from supervisor.core.planning import HOST, DeviceOffer, LeftOut, Overrides, PlanRequest
+from supervisor.core.planning import HOST, DeviceOffer, Overrides, PlanRequest
 from supervisor.core.speed import Output
 from supervisor.errors import BadSplit, DeviceUnknown, NoDevices
 

@@ -1,11 +1,10 @@
 """What the planner is asked and what it answers; values only."""
 
-from enum import StrEnum
 from math import inf
 
 from pydantic import Field
 
-from supervisor.core.entities import ByteCount, FrozenModel
+from supervisor.core.entities import ByteCount, FrozenModel, LeftOut, MemoryUse, Preset
 from supervisor.core.memory import MIB, Platform, Run
 from supervisor.core.model_shape import ModelShape
 from supervisor.core.speed import DeviceSpeed, LinkSpeed, Output, Times, Workload
@@ -38,15 +37,6 @@ class HostOffer(FrozenModel):
     may_hold_layers: bool = True
     token_overhead_s: float = Field(default=0.0, ge=0, description="sampling, per token")
     disk_bytes_per_s: float = Field(default=0.0, ge=0, description="0: no limit")
-
-
-class Preset(StrEnum):
-    """What to optimise for."""
-
-    BALANCED = "balanced"
-    LATENCY = "latency"
-    THROUGHPUT = "throughput"
-    FEWEST_DEVICES = "fewest devices"
 
 
 class Goal(FrozenModel):
@@ -122,17 +112,6 @@ class PlanRequest(FrozenModel):
     overrides: Overrides = Overrides()
 
 
-class MemoryUse(FrozenModel):
-    """Predicted bytes on one device with the whole context in use."""
-
-    weight_bytes: ByteCount
-    kv_bytes: ByteCount
-    compute_bytes: ByteCount
-    peak_bytes: ByteCount = Field(description="the most at any time, loading included")
-    budget_bytes: ByteCount
-    available_bytes: ByteCount
-
-
 class PlacedDevice(FrozenModel):
     """The run of layers on one device."""
 
@@ -189,15 +168,6 @@ class Placement(FrozenModel):
         if self.output is Output.HOST and self.devices:
             return (f"{self.output_pattern}=CPU",)
         return (NO_OVERRIDE,) if len(self.devices) > 1 and not self.host.layers else ()
-
-
-class LeftOut(FrozenModel):
-    """A device that the best placement does without, and what it would cost to use it."""
-
-    name: str
-    reason: str
-    tokens_per_s: float | None = Field(default=None, description="None: it cannot take part")
-    cost_s: float | None = None
 
 
 class Planned(FrozenModel):

@@ -1,12 +1,13 @@
 """Chooses a placement: the fastest that fits, or by how much nothing does."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import inf
 
+from supervisor.core.entities import LeftOut
 from supervisor.core.memory import CELLS, Run, padded
 from supervisor.core.plan_overrides import Choice, choice_of
 from supervisor.core.planning import (
     DeviceOffer,
-    LeftOut,
     NoFit,
     Overrides,
     Placement,
@@ -14,7 +15,8 @@ from supervisor.core.planning import (
     PlanRequest,
     Wanted,
 )
-from supervisor.core.search_exact import ExactSearch
+from supervisor.core.search_bounds import Sums
+from supervisor.core.search_exact import ENOUGH, ExactSearch, Scope
 from supervisor.core.search_fit import could_fit, no_fit
 from supervisor.core.search_result import placement_of
 from supervisor.core.search_tables import Problem, Tables
@@ -25,7 +27,7 @@ RUNNERS_UP = 3
 Label = tuple[Tables, Choice]
 """Where a solution comes from: two searches may number their devices differently."""
 
-LEFT_OUT_SHARE = 40  # of the steps of a search, for each device that is left out
+LEFT_OUT_SHARE = 20  # of the steps of a search, for each device that is left out
 SHRINKING = (4, 3, 2)  # quarters of the context, then the same of its half
 
 
@@ -43,9 +45,9 @@ def plan(request: PlanRequest) -> Planned | NoFit:
     choice = choice_of(request)
     for runs in ladder(request):
         best: Best[Label] = Best(steps_left=request.rules.work_limit)
-        search(request, choice, runs, best)
+        searches = search(request, choice, runs, best)
         if best.seen:
-            return _planned(request, choice, best, runs[0])
+            return _planned(request, searches, best, runs[0])
     return no_fit(request, choice, runs[-1], _smaller(request))
 
 
@@ -91,49 +93,88 @@ def _run(wanted: Wanted, ctx: int, kv_type: str, ubatch: int) -> Run:
     )
 
 
-def search(request: PlanRequest, choice: Choice, runs: Iterable[Run], best: Best[Label]) -> None:
-    """Search equally good settings; ``best`` carries the bar from one to the next."""
-    tables = (Tables(request, run) for run in runs)
-    search_tables([t for t in tables if could_fit(t.sizes, choice, request.host)], choice, best)
-
-
-def search_tables(tables: Iterable[Tables], choice: Choice, best: Best[Label]) -> None:
-    """Glance at all settings first, then search them in earnest, each with its share of steps."""
+def search(
+    request: PlanRequest, choice: Choice, runs: Iterable[Run], best: Best[Label]
+) -> list[ExactSearch[Label]]:
+    """Search equally good settings for the best placement."""
     searches: list[ExactSearch[Label]] = []
-    for one in tables:
-        for outputs in _output_groups(one, choice):
-            problem = one.problem(outputs, choice)
-            if choice.split:
-                _as_given(problem, choice.split, best, (one, choice))
-            else:
-                searches.append(ExactSearch(problem, best, (one, choice)))
-    for exact in searches:
-        exact.glance()
-    left = best.steps_left
-    searches.sort(key=lambda exact: exact.promise)
-    for done, exact in enumerate(searches):
-        best.steps_left = share = left // (len(searches) - done)
-        exact.run()
-        left -= share - max(0, best.steps_left)
+    for run in runs:
+        tables = Tables(request, run)
+        if could_fit(tables.sizes, choice, request.host):
+            searches += _searches(tables, choice, best)
+    everyone = (1 << len(choice.devices)) - 1
+    _search_all(searches, best, Scope(everyone, choice.required))
+    return searches
 
 
-def _output_groups(tables: Tables, choice: Choice) -> list[frozenset[Output]]:
-    """Outputs that can share a search.
+def _searches(tables: Tables, choice: Choice, best: Best[Label]) -> Iterator[ExactSearch[Label]]:
+    label: Label = tables, choice
+    sums: Sums | None = None
+    for outputs, least, most in _groups(tables, choice):
+        problem = tables.problem(outputs, choice, range(least, most + 1))
+        if choice.split:
+            _as_given(problem, choice.split, best, label)
+        elif problem.host_blocks:
+            sums = sums or Sums(problem)
+            yield ExactSearch(problem, sums, label)
+
+
+def _search_all(
+    searches: Sequence[ExactSearch[Label]],
+    best: Best[Label],
+    scope: Scope,
+    order: tuple[int, ...] = (),
+) -> None:
+    """Glance, then look at the sets of devices that could be better, the most promising first.
+
+    Args:
+        searches: Equally good settings.
+        best: What was found so far, and what is found.
+        scope: The devices to search among.
+        order: All of these, if it is known that they are promising, in any order.
+    """
+    for one in searches:
+        one.begin(best, scope)
+        if order:
+            one.chain(order, len(order) - 1)
+            one.chain((*order[1:], order[0]), len(order) - 1)
+        if best.score == inf or (one is searches[0] and not order):
+            one.glance()
+    sets = [
+        (least, number, devices)
+        for number, one in enumerate(searches)
+        for least, devices in one.sets()
+    ]
+    for least, number, devices in sorted(sets):
+        if least >= best.score * ENOUGH:
+            return
+        if best.steps_left <= 0:
+            best.is_proven = False
+            return
+        searches[number].search(devices)
+
+
+def _groups(tables: Tables, choice: Choice) -> Iterator[tuple[frozenset[Output], int, int]]:
+    """Outputs that can share a search, with the least and the most layers on the main host.
 
     The main host can hold fewer layers if it holds the output too.
     """
     without, with_output = tables.host_blocks(choice)
-    on_host = choice.outputs & {Output.HOST}
-    if without == with_output or not on_host:
-        return [choice.outputs]
-    groups = [choice.outputs - on_host, on_host if with_output >= 0 else frozenset()]
-    return [group for group in groups if group]
+    elsewhere = choice.outputs - {Output.HOST}
+    if elsewhere == choice.outputs:
+        yield elsewhere, 0, without
+        return
+    yield choice.outputs, 0, with_output
+    if elsewhere and with_output < without:
+        yield elsewhere, with_output + 1, without
 
 
 def _as_given(problem: Problem, split: Sequence[int], best: Best[Label], label: Label) -> None:
     """Add the placement that the operator described, if it fits."""
     runs: list[tuple[int, int]] = []
-    first, work, others = 0, problem.host_work[0] if problem.host_work else 0.0, 0.0
+    if 0 not in problem.host_blocks:
+        return
+    first, work, others = 0, problem.host_work[0], 0.0
     for device, count in enumerate(split[:-1]):
         option = problem.options[device]
         end = first + count
@@ -148,19 +189,21 @@ def _as_given(problem: Problem, split: Sequence[int], best: Best[Label], label: 
     last = option.last_prefill[first]
     cost = work + option.last_work[first] + others + last
     cost += (problem.ubatches - 1) * max(others, last)
-    if problem.host_work and cost < float("inf"):
+    if cost < inf:
         best.add(Solution(cost, cost, 0, tuple(runs), option.outputs[first]), label)
 
 
-def _planned(request: PlanRequest, choice: Choice, best: Best[Label], first: Run) -> Planned:
-    solutions = best.ranked()[: RUNNERS_UP + 1]
-    ranked = [_placed(solution, label) for solution, label in solutions]
-    winner = ranked[0]
-    tables = solutions[0][1][0]
+def _planned(
+    request: PlanRequest, searches: list[ExactSearch[Label]], best: Best[Label], first: Run
+) -> Planned:
+    solution, label = best.ranked()[0]
+    same = [one for one in searches if one.label is label]
+    left_out = tuple(_left_out(same, solution, best))
+    winner, *runners_up = [_placed(*one) for one in best.ranked()[: RUNNERS_UP + 1]]
     return Planned(
         best=winner,
-        runners_up=tuple(ranked[1:]),
-        left_out=(*_left_out(tables, choice, winner), *choice.left_out),
+        runners_up=tuple(runners_up),
+        left_out=(*left_out, *label[1].left_out),
         unrestricted=_unrestricted(request),
         is_proven=best.is_proven,
         shrunk=_shrunk(request, winner.run, first),
@@ -200,23 +243,35 @@ def _shrunk(request: PlanRequest, run: Run, first: Run) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _left_out(tables: Tables, choice: Choice, winner: Placement) -> Iterator[LeftOut]:
+def _left_out(
+    searches: list[ExactSearch[Label]], winner: Solution, best: Best[Label]
+) -> Iterator[LeftOut]:
     """What it would cost to add each device that the best placement does without."""
-    used = {device.name for device in winner.devices}
-    for device in choice.devices:
-        if device.name not in used:
-            yield _with_device(tables, choice, used, device)
+    used = tuple(device for device, _ in winner.runs)
+    for one in searches[:1]:
+        for index, device in enumerate(one.label[1].devices):
+            if index not in used:
+                yield _with_device(searches, device, (index, *used), best)
 
 
-def _with_device(tables: Tables, choice: Choice, used: set[str], device: DeviceOffer) -> LeftOut:
-    devices = tuple(d for d in choice.devices if d.name in used or d is device)
-    required = 1 << devices.index(device)
-    best: Best[Label] = Best(steps_left=tables.request.rules.work_limit // LEFT_OUT_SHARE)
-    search_tables([tables], choice.only(devices, required), best)
-    if not best.seen:
-        reason = "no room for one layer" if best.is_proven else "would not pay"
+def _with_device(
+    searches: list[ExactSearch[Label]],
+    device: DeviceOffer,
+    order: tuple[int, ...],
+    best: Best[Label],
+) -> LeftOut:
+    """Search again among the devices in ``order``, the first of them required."""
+    limit = searches[0].label[0].request.rules.work_limit // LEFT_OUT_SHARE
+    found: Best[Label] = Best(steps_left=limit)
+    scope = Scope(sum(1 << index for index in order), 1 << order[0])
+    _search_all(searches, found, scope, order)
+    if not found.seen:
+        reason = "no room for one layer" if found.is_proven else "would not pay"
         return LeftOut(name=device.name, reason=reason)
-    with_it = _placed(*best.ranked()[0])
+    solution, label = found.ranked()[0]
+    if solution.score >= best.score:  # otherwise, what was not proven was not the best
+        best.add(solution, label)
+    with_it = _placed(solution, label)
     return LeftOut(
         name=device.name,
         reason="would not pay",

@@ -1,152 +1,185 @@
-"""What the layers that are left must cost at least, whichever devices take them."""
+"""What devices cost at least: lines below their costs, filled the lowest first."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
+from operator import sub
 
-from supervisor.core.search_tables import Option
+from supervisor.core.search_tables import Option, Problem
+from supervisor.core.search_values import bits
 
-SLACK = 1 + 1e-12
+SLACK = 1 + 1e-9
+FIRST, SECOND, MEAN = range(3)
+"""The two sums that stand in for a cost, and their mean."""
+
+Segment = tuple[float, float]
+"""Cost per unit of layers, and for how many units."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Floor:
-    """The least that one device costs, per unit of layers; ``last`` is its least as the last."""
+class Floor:
+    """The least that runs of layers cost: ``fixed``, and then the segments, the lowest first."""
 
-    device: int
-    rate: float
-    capacity: float
-    slope: float
-    saving: float
-    last: float
-    last_extra: float
-    due: float
+    fixed: float
+    segments: tuple[Segment, ...]
+
+    @property
+    def capacity(self) -> float:
+        return sum(units for _, units in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slopes:
+    """What layers on a device cost at least: each of them, and many of them less a dip."""
+
+    least: float
+    average: float
+    dip: float
+
+    def segments(self, held: float, begun: float = 0.0) -> tuple[Segment, ...]:
+        """Both lines together, from what is there already up to what the device holds."""
+        rise = self.average - self.least
+        if self.dip >= rise * held:
+            return ((self.least, max(0.0, held * SLACK - begun)),)
+        first = self.dip / rise
+        return (self.least, max(0.0, first - begun)), (self.average, (held - first) * SLACK)
+
+
+class Sums:
+    """The costs of runs of layers as three sums see them, which differ in counting prefill."""
+
+    def __init__(self, problem: Problem) -> None:
+        options = problem.options
+        one, all_, mean = 1.0, float(problem.ubatches), (1 + problem.ubatches) / 2
+        self.weights = one, all_, mean
+        self.last_weights = all_, one, mean
+        self.costs = [
+            [[w + weight * p for w, p in zip(o.work, o.prefill, strict=True)] for o in options]
+            for weight in self.weights
+        ]
+        self.units = _units(self.costs[MEAN], problem.n_layers)
+        self.smallest = min(map(sub, self.units[1:], self.units))
+        self.held = [self._most_held(option) for option in options]
+        self.slopes = [[self._slopes(cost) for cost in costs] for costs in self.costs]
+
+    def _most_held(self, option: Option) -> float:
+        """Units of the longest run that fits."""
+        return max(end - self.units[a] for end, a in zip(self.units, option.starts, strict=True))
+
+    def _slopes(self, costs: list[float]) -> _Slopes:
+        units = self.units
+        average = costs[-1] / units[-1]
+        above = [cost - average * before for cost, before in zip(costs, units, strict=True)]
+        dip = -min(map(sub, above[1:], accumulate(above, max)))
+        return _Slopes(min(average, _least_slope(costs, units)), average, max(0.0, dip))
 
 
 class Bounds:
-    """Lower bounds for both sums of ``ExactSearch``, by fractional filling.
+    """Lower bounds for the sums of ``ExactSearch``.
 
-    A device's fixed cost is spread over as many layers as it can hold, then the cheapest devices
-    are filled first. ``weights`` say how often a prefill stage counts: for a middle device and for
-    the last one.
+    All layers are measured in one unit, and each device's costs are replaced by a convex line
+    below them. Then filling the lowest segments first is optimal, and what that costs is a bound.
     """
 
-    def __init__(
-        self,
-        options: Sequence[Option],
-        weights: Sequence[tuple[float, float]],
-        kind_of: Sequence[int],
-        required: int = 0,
-    ) -> None:
-        n_layers = len(kind_of)
-        self.n = n_layers
-        self.required = required
-        self.sizes = _unit_sizes(options)
-        self.total = [0.0, *accumulate(self.sizes[kind] for kind in kind_of)]
-        held = [(self._capacity(option), _last_fixed(option)) for option in options]
-        self.floors = [
-            [self._floor(i, option, weight, held[i]) for i, option in enumerate(options)]
-            for weight in weights
-        ]
-        self.by_rate = [sorted(floors, key=lambda f: f.rate) for floors in self.floors]
+    def __init__(self, problem: Problem, sums: Sums) -> None:
+        self.problem, self.sums, self.units = problem, sums, sums.units
+        # The sum that counts a middle stage often counts the last one once, and the reverse.
+        self.middle = [self._middle(number) for number in (FIRST, SECOND, MEAN)]
+        self.last = [self._last(number) for number in (SECOND, FIRST, MEAN)]
+        self.host = self._host()
+        self.need = self.units[-1] - self.units[problem.host_blocks.start]
+        self._floors: dict[tuple[int, int, int], tuple[float, list[Segment]]] = {}
 
-    def remaining(self, number: int, mask: int, first: int, end: int) -> list[float]:
-        """The least that the others cost for one sum, with ``end`` down to ``first`` placed."""
-        needs = [self.total[self.n] - self.total[placed] for placed in range(end, first - 1, -1)]
-        return self._least(self.by_rate[number], mask, needs)
-
-    def promising_orders(self) -> list[tuple[int, ...]]:
-        """Orders of all devices whose beginnings are likely to be good sets."""
-        floors = self.floors[-1]
-        keys = (
-            [f.rate for f in floors],
-            [f.slope for f in floors],
-            [-f.capacity for f in floors],
+    def orders(self, allowed: int) -> list[tuple[int, ...]]:
+        """Orders of devices whose beginnings are likely to be good sets."""
+        floors, slopes = self.middle[MEAN], self.sums.slopes[MEAN]
+        held = [floor.capacity for floor in floors]
+        rates = (
+            slope.average + floor.fixed / units if units else inf
+            for slope, floor, units in zip(slopes, floors, held, strict=True)
         )
-        orders = [tuple(sorted(range(len(floors)), key=key.__getitem__)) for key in keys]
+        keys = (
+            list(rates),
+            [slope.average for slope in slopes],
+            [-units for units in held],
+        )
+        orders = [tuple(sorted(bits(allowed), key=key.__getitem__)) for key in keys]
         return list(dict.fromkeys(orders))
 
-    def _least(self, floors: list[_Floor], mask: int, needs: list[float]) -> list[float]:
-        free = [floor for floor in floors if not mask >> floor.device & 1]
-        lasts = [floor for floor in free if floor.last < inf]
-        if not lasts:
-            return [inf] * len(needs)
-        extra = min(floor.last_extra for floor in lasts) + sum(floor.due for floor in free)
-        last = min(floor.last for floor in lasts)
-        slope = min(floor.slope - floor.saving for floor in free)
-        saving = max(floor.saving for floor in lasts)
-        costs = zip(_fill(free, needs), needs, strict=True)
-        if saving == 0:
-            return [max(cost + extra, last + slope * need) for cost, need in costs]
-        most = max(floor.saving * floor.capacity for floor in lasts)
-        return [
-            max(cost + extra - min(saving * need, most), last + slope * need)
-            for cost, need in costs
-        ]
+    def needs(self, first: int, end: int) -> list[float]:
+        """Units of the layers that are left, with ``end`` down to ``first`` of them placed."""
+        total = self.units[-1]
+        return [total - placed for placed in self.units[first : end + 1]][::-1]
 
-    def _floor(
-        self,
-        device: int,
-        option: Option,
-        weight: tuple[float, float],
-        held: tuple[float, float],
-    ) -> _Floor:
-        (middle, last), (capacity, fixed_as_last) = weight, held
-        slope = self._slope(option, middle)
-        fixed = option.work_fixed + middle * option.prefill_fixed
-        as_last = fixed_as_last + last * option.last_prefill[self.n]
-        fixed = min(fixed, as_last)
-        # A device that must take part pays its fixed cost at once.
-        due = fixed if self.required >> device & 1 else 0.0
-        rate = slope + (fixed - due) / capacity if capacity else inf
-        saving = max(0.0, slope - self._slope(option, last))
-        return _Floor(device, rate, capacity, slope, saving, as_last, as_last - fixed, due)
+    def remaining(self, number: int, rest: int, last: int, needs: Sequence[float]) -> list[float]:
+        """The least that all of ``rest``, with ``last`` as the last, cost for rising needs."""
+        key = number, rest, last
+        if key not in self._floors:
+            floors = [self.middle[number][device] for device in bits(rest & ~(1 << last))]
+            floors.append(self.last[number][last])
+            segments = sorted(segment for floor in floors for segment in floor.segments)
+            self._floors[key] = sum(floor.fixed for floor in floors), segments
+        fixed, segments = self._floors[key]
+        begun = self.sums.smallest * (rest.bit_count() - 1)
+        return _fill(fixed, segments, needs, begun)
 
-    def _slope(self, option: Option, weight: float) -> float:
-        kinds = zip(option.kinds, self.sizes, strict=True)
-        rates = ((work + weight * stage) / size for (work, stage), size in kinds if size > 0)
-        return min(rates, default=0.0)
+    def _middle(self, number: int) -> list[Floor]:
+        """By device; the smallest layer, without which none takes part, is in ``fixed``."""
+        sums, weight, smallest = self.sums, self.sums.weights[number], self.sums.smallest
+        floors: list[Floor] = []
+        devices = zip(self.problem.options, sums.slopes[number], sums.held, strict=True)
+        for option, slopes, held in devices:
+            fixed = option.work_fixed + weight * option.prefill_fixed + slopes.least * smallest
+            floors.append(Floor(fixed, slopes.segments(held, smallest)))
+        return floors
 
-    def _capacity(self, option: Option) -> float:
-        held = (self.total[end] - self.total[start] for end, start in enumerate(option.starts))
-        as_last = (
-            self.total[self.n] - self.total[first]
-            for first, cost in enumerate(option.last_work)
-            if cost < inf
-        )
-        return max(*held, max(as_last, default=0.0)) * SLACK
+    def _last(self, number: int) -> list[Floor]:
+        units, weight = self.units, self.sums.weights[number]
+        floors: list[Floor] = []
+        for option, slopes in zip(self.problem.options, self.sums.slopes[number], strict=True):
+            held = units[-1] - units[min(option.last_start, len(units) - 1)]
+            fixed = option.last_work_fixed + weight * option.last_prefill_fixed
+            floors.append(Floor(fixed, slopes.segments(held)))
+        return floors
+
+    def _host(self) -> Floor:
+        """The main host's own block, beyond the layers that it holds in any case."""
+        problem, weight, blocks = self.problem, self.sums.weights[MEAN], self.problem.host_blocks
+        held = slice(blocks.start, blocks.stop)
+        pairs = zip(problem.host_work[held], problem.host_prefill[held], strict=True)
+        costs = [work + weight * prefill for work, prefill in pairs]
+        units = self.units[held]
+        return Floor(costs[0], ((_least_slope(costs, units), (units[-1] - units[0]) * SLACK),))
 
 
-def _last_fixed(option: Option) -> float:
-    """Work of the last device beyond its layers: its round trip and the output."""
-    total = option.work[-1]
-    costs = zip(option.last_work, option.work, strict=True)
-    return min(cost - (total - before) for cost, before in costs)
+def _least_slope(costs: Sequence[float], units: Sequence[float]) -> float:
+    steps = zip(map(sub, costs[1:], costs), map(sub, units[1:], units), strict=False)
+    return min((cost / step for cost, step in steps if step > 0), default=0.0)
 
 
-def _unit_sizes(options: Sequence[Option]) -> list[float]:
-    """How large each kind of layer is, as the devices' times see it."""
-    sizes = [0.0] * len(options[0].kinds)
-    for option in options:
-        total = option.work[-1] or 1.0
-        for kind, (work, _) in enumerate(option.kinds):
-            sizes[kind] += work / total
-    return sizes
+def _units(costs: Sequence[list[float]], n_layers: int) -> list[float]:
+    """How large the layers before each index are, as the devices' times see it."""
+    shares = ([before / (cost[-1] or 1.0) for before in cost] for cost in costs)
+    units = [sum(share) for share in zip(*shares, strict=True)]
+    return units if any(units) else [float(index) for index in range(n_layers + 1)]
 
 
-def _fill(free: list[_Floor], needs: list[float]) -> list[float]:
-    """Cost of filling the cheapest devices first, for each of the rising needs."""
+def _fill(
+    fixed: float, segments: Iterable[Segment], needs: Sequence[float], begun: float
+) -> list[float]:
+    """Cost of filling the lowest segments first, for each of the rising needs."""
     costs: list[float] = []
-    done, cost, devices = 0.0, 0.0, iter(free)
-    device = next(devices)
+    remaining = iter(segments)
+    slope, units = next(remaining)
+    end = begun + units
     for need in needs:
-        while need > done + device.capacity:
-            cost += device.rate * device.capacity if device.capacity else 0.0
-            done += device.capacity
-            following = next(devices, None)
+        while need > end:
+            fixed += slope * (end - begun)
+            following = next(remaining, None)
             if following is None:
                 return costs + [inf] * (len(needs) - len(costs))
-            device = following
-        costs.append(cost + device.rate * (need - done) if need > done else cost)
+            begun = end
+            slope, end = following[0], end + following[1]
+        costs.append(fixed + slope * (need - begun))
     return costs

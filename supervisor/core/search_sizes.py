@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
+from supervisor.core.entities import MemoryUse
 from supervisor.core.memory import (
     Position,
     Run,
@@ -16,8 +17,9 @@ from supervisor.core.memory import (
     margin_bytes,
 )
 from supervisor.core.model_shape import LayerShape, ModelShape
-from supervisor.core.planning import DeviceOffer, HostOffer, MemoryUse, Rules
+from supervisor.core.planning import DeviceOffer, HostOffer, Rules
 from supervisor.core.speed import Output
+from supervisor.core.workspace import workspace_of_any
 
 T = TypeVar("T")
 
@@ -33,12 +35,16 @@ class Sizes:
         self.forward = self.by_kind(lambda layer: feed_forward_bytes(shape, layer, run))
         self.largest = [layer.largest_bytes for layer in shape.layers]
         self._extremes = (min(self.forward), max(self.forward), max(self.largest))
+        self._workspace = workspace_of_any(shape, run)
         self._compute: dict[tuple[Position, int], int] = {}
         self._starts: dict[int, list[int]] = {}
 
     def by_kind(self, value: Callable[[LayerShape], T]) -> list[T]:
         """One value per layer, computed once for all that are alike."""
-        values = [value(layer) for layer in self.kinds]
+        return self.spread([value(layer) for layer in self.kinds])
+
+    def spread(self, values: Sequence[T]) -> list[T]:
+        """One value per layer, from one per kind."""
         return [values[kind] for kind in self.kind_of]
 
     def budget(self, offer: DeviceOffer | HostOffer) -> int:
@@ -72,7 +78,8 @@ class Sizes:
     def host_use(self, host: HostOffer, block: int, *, with_output: bool) -> MemoryUse:
         """What the main host itself needs with the first ``block`` layers."""
         shape = self.shape
-        own = shape.output_matrix_bytes if with_output and not shape.is_tied else 0
+        # Tied embeddings too: what is computed with is a copy in another layout.
+        own = shape.output_matrix_bytes if with_output else 0
         weights = shape.input_bytes + self.weights[block] + own
         position = Position.HOST_WITH_LAYERS if block else Position.HOST
         compute = self._compute_of(position, max(self.forward[:block], default=0))
@@ -161,12 +168,13 @@ class Sizes:
         return self.shape.output.largest_bytes if has_output else 0
 
     def _compute_of(self, position: Position, forward: int) -> int:
-        """A compute buffer, with the margin for graphs that differ from llama's."""
+        """A compute buffer, with the margin for graphs unlike llama's, and a worker's workspace."""
         key = position, forward
         if key not in self._compute:
             exact = compute_bytes(self.shape, self.run, position, forward)
             margin = exact * self.rules.compute_factor + self.rules.compute_extra_bytes
-            self._compute[key] = round(margin)
+            is_worker = position not in {Position.HOST, Position.HOST_WITH_LAYERS}
+            self._compute[key] = round(margin) + (self._workspace if is_worker else 0)
         return self._compute[key]
 
 

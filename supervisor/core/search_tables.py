@@ -5,7 +5,6 @@ from itertools import accumulate
 from math import inf, prod
 
 from supervisor.core.memory import Run
-from supervisor.core.model_shape import LayerShape
 from supervisor.core.plan_overrides import Choice
 from supervisor.core.planning import DeviceOffer, PlanRequest
 from supervisor.core.search_sizes import Sizes
@@ -19,8 +18,8 @@ class Option:
     ``work`` and ``prefill`` are sums over the layers before an index, so that the run ``a`` to
     ``b`` costs ``work_fixed + work[b] - work[a]``. ``starts[b]`` is the first layer with which a
     run that ends before ``b`` may begin. As the last device, from layer ``a``:
-    ``last_work[a]``, infinite if it does not fit. ``kinds`` has the least work and prefill of each
-    kind of layer.
+    ``last_work[a]``, infinite if it does not fit, and at least ``last_work_fixed`` more than its
+    layers; ``outputs[a]`` is where the output is best computed then.
     """
 
     work: list[float]
@@ -28,11 +27,13 @@ class Option:
     prefill: list[float]
     prefill_fixed: float
     starts: list[int]
-    last_work: list[float]
-    last_prefill: list[float]
-    outputs: list[Output]
     factor: float
-    kinds: list[tuple[float, float]]
+    last_work: list[float] = field(default_factory=list)
+    last_work_fixed: float = inf
+    last_start: int = 0
+    last_prefill: list[float] = field(default_factory=list)
+    last_prefill_fixed: float = 0.0
+    outputs: list[Output] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -42,6 +43,7 @@ class Problem:
     options: list[Option]
     host_work: list[float]
     host_prefill: list[float]
+    host_blocks: range
     host_alone: float
     ubatches: int
     kind_of: list[int]
@@ -68,25 +70,26 @@ class Tables:
         work = request.goal.workload
         self.per_token = work.generated_tokens / work.users
         self.per_load = 1 / request.goal.requests_per_load
-        self._options: dict[tuple[str, frozenset[Output]], Option] = {}
+        self.caches = [self.model.cache_bytes(layer) for layer in self.sizes.kinds]
+        self._middles: dict[str, Option] = {}
 
-    def problem(self, outputs: frozenset[Output], choice: Choice) -> Problem:
-        """The search over the devices of ``choice`` with one of ``outputs``."""
+    def problem(self, outputs: frozenset[Output], choice: Choice, blocks: range) -> Problem:
+        """The search with one of ``outputs``, and as many first layers on the main host."""
         shape, host = self.request.shape, self.request.host
-        options = [self._known_option(device, outputs) for device in choice.devices]
+        options = [self._option(device, outputs) for device in choice.devices]
         if choice.last is not None:
             options = _pinned(options, choice.last)
-        block = self._host_block(choice, with_output=Output.HOST in outputs)
         # Per request, whatever the placement; the host's block is part of every one.
         constant = self.per_token * host.token_overhead_s
         work = [constant + w for w in self._work_prefix(host.speed, LinkSpeed(), frozenset())]
         prefill = self._prefill_prefix(host.speed, LinkSpeed())
         alone = work[-1] + self._output_work(host.speed) + self.model.prefill_s(0, prefill[-1])
-        is_whole = Output.HOST in outputs and block == shape.n_layers
+        is_whole = Output.HOST in outputs and shape.n_layers in blocks
         return Problem(
             options=options,
-            host_work=work[: block + 1],
-            host_prefill=prefill[: block + 1],
+            host_work=work,
+            host_prefill=prefill,
+            host_blocks=blocks,
             host_alone=alone if is_whole else inf,
             ubatches=self.model.ubatches,
             kind_of=self.sizes.kind_of,
@@ -106,38 +109,35 @@ class Tables:
         block = self.sizes.host_block(self.request.host, with_output=with_output)
         return block if choice.host_may_hold else min(block, 0)
 
-    def _known_option(self, device: DeviceOffer, outputs: frozenset[Output]) -> Option:
-        key = device.name, outputs
-        if key not in self._options:
-            self._options[key] = self._option(device, outputs)
-        return self._options[key]
-
     def _option(self, device: DeviceOffer, outputs: frozenset[Output]) -> Option:
-        speed, link = device.speed, device.link
-        work = self._work_prefix(speed, link, device.cached_layers)
-        prefill = self._prefill_prefix(speed, link)
-        last = self._last(device, outputs, work)
-        hop = self.model.prefill_hop_s(link, is_last=True)
-        return Option(
-            work=work,
-            work_fixed=self.per_token * self.model.hop_s(link),
-            prefill=prefill,
-            prefill_fixed=self.model.prefill_hop_s(link, is_last=False),
-            starts=self.sizes.starts(self.sizes.budget(device)),
-            last_work=[cost for cost, _ in last],
-            last_prefill=[hop + prefill[-1] - before for before in prefill],
-            outputs=[output for _, output in last],
-            factor=self._factor(device),
-            kinds=[self._kind(layer, device) for layer in self.sizes.kinds],
+        if device.name not in self._middles:
+            self._middles[device.name] = self._middle(device)
+        middle = self._middles[device.name]
+        hop = self.model.prefill_hop_s(device.link, is_last=True)
+        ends = [self._end(device, output) for output in outputs]
+        fixed, places = _cheapest(ends, len(middle.work))
+        return replace(
+            middle,
+            last_work=[
+                f + middle.work[-1] - before for f, before in zip(fixed, middle.work, strict=True)
+            ],
+            last_work_fixed=min((fixed for fixed, start, _ in ends), default=inf),
+            last_start=min((start for _, start, _ in ends), default=len(fixed)),
+            last_prefill=[hop + middle.prefill[-1] - before for before in middle.prefill],
+            last_prefill_fixed=hop,
+            outputs=places,
         )
 
-    def _kind(self, layer: LayerShape, device: DeviceOffer) -> tuple[float, float]:
-        """The least that a layer of this kind costs; one that is there already is not sent."""
-        size = 0 if device.cached_layers else layer.size_bytes
-        return (
-            self.per_token * self.model.decode_layer_s(layer, device.speed)
-            + self._load(size, device.link),
-            self.model.prefill_layer_s(layer, device.speed, device.link),
+    def _middle(self, device: DeviceOffer) -> Option:
+        """A device as it is anywhere but at the end, whatever the output."""
+        speed, link = device.speed, device.link
+        return Option(
+            work=self._work_prefix(speed, link, device.cached_layers),
+            work_fixed=self.per_token * self.model.hop_s(link),
+            prefill=self._prefill_prefix(speed, link),
+            prefill_fixed=self.model.prefill_hop_s(link, is_last=False),
+            starts=self.sizes.starts(self.sizes.budget(device)),
+            factor=self._factor(device),
         )
 
     def _factor(self, device: DeviceOffer) -> float:
@@ -147,20 +147,12 @@ class Tables:
             FEWEST_FACTOR if goal.fewest_devices else 1.0
         )
 
-    def _last(
-        self, device: DeviceOffer, outputs: frozenset[Output], work: list[float]
-    ) -> list[tuple[float, Output]]:
-        """The cheapest way to be the last device, by first layer."""
-        n_layers = self.request.shape.n_layers
-        best = [(inf, Output.LAST)] * (n_layers + 1)
-        for output in outputs:
-            fixed = self._last_fixed(device, output)
-            start = self.sizes.last_start(self.sizes.budget(device), output)
-            # A device with neither layers nor the output would do nothing.
-            end = n_layers if output is Output.HOST else n_layers + 1
-            for first in range(start, end):
-                best[first] = min(best[first], (fixed + work[-1] - work[first], output))
-        return best
+    def _end(self, device: DeviceOffer, output: Output) -> tuple[float, int, Output]:
+        """As the last device: what it costs beyond its layers, and the first it may begin with."""
+        start = self.sizes.last_start(self.sizes.budget(device), output)
+        # A device with neither layers nor the output would do nothing.
+        end = self.request.shape.n_layers - (output is Output.HOST)
+        return self._last_fixed(device, output) if start <= end else inf, start, output
 
     def _last_fixed(self, device: DeviceOffer, output: Output) -> float:
         hop = self.per_token * self.model.hop_s(device.link, output)
@@ -180,24 +172,38 @@ class Tables:
     def _work_prefix(
         self, speed: DeviceSpeed, link: LinkSpeed, cached: frozenset[int]
     ) -> list[float]:
-        def cost(layer: LayerShape) -> tuple[float, float]:
-            decoding = self.per_token * self.model.decode_layer_s(layer, speed)
-            return decoding, decoding + self._load(layer.size_bytes, link)
-
-        costs = self.sizes.by_kind(cost)
-        return [0.0, *accumulate(c[i not in cached] for i, c in enumerate(costs))]
+        layers = list(zip(self.sizes.kinds, self.caches, strict=True))
+        decoding = [
+            self.per_token * self.model.decode_layer_s(layer, speed, cache)
+            for layer, cache in layers
+        ]
+        loading = [self._load(layer.size_bytes, link) for layer, _ in layers]
+        costs = self.sizes.spread([d + load for d, load in zip(decoding, loading, strict=True)])
+        for index in cached & frozenset(range(len(costs))):
+            costs[index] = decoding[self.sizes.kind_of[index]]
+        return [0.0, *accumulate(costs)]
 
     def _prefill_prefix(self, speed: DeviceSpeed, link: LinkSpeed) -> list[float]:
-        def cost(layer: LayerShape) -> float:
-            return self.model.prefill_layer_s(layer, speed, link)
+        costs = [self.model.prefill_layer_s(layer, speed, link) for layer in self.sizes.kinds]
+        return [0.0, *accumulate(self.sizes.spread(costs))]
 
-        return [0.0, *accumulate(self.sizes.by_kind(cost))]
+
+def _cheapest(
+    ends: list[tuple[float, int, Output]], count: int
+) -> tuple[list[float], list[Output]]:
+    """The best way to be the last device, by first layer: its fixed cost and its output."""
+    fixed, outputs = [inf] * count, [Output.LAST] * count
+    for cost, start, output in sorted(ends, reverse=True):
+        places = range(start, count - (output is Output.HOST))
+        fixed[start : places.stop] = [cost] * len(places)
+        outputs[start : places.stop] = [output] * len(places)
+    return fixed, outputs
 
 
 def _pinned(options: list[Option], last: int) -> list[Option]:
     """Let one device be the last, and nothing else."""
     never = [inf] * len(options[last].last_work)
-    pinned = [replace(option, last_work=never) for option in options]
+    pinned = [replace(option, last_work=never, last_work_fixed=inf) for option in options]
     pinned[last] = replace(options[last], starts=list(range(len(never))))
     return pinned
 

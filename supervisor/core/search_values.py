@@ -1,7 +1,6 @@
 """What the exact search passes around, and its small steps."""
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import inf
@@ -10,8 +9,8 @@ from typing import Generic, TypeVar
 from supervisor.core.speed import Output
 
 L = TypeVar("L")
-Pair = tuple[list[float], list[float]]
-"""By layers placed, the least of the two sums that stand in for a cost."""
+Totals = list[list[float]]
+"""By layers placed, the least of each of the sums that stand in for a cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +45,14 @@ class Best(Generic[L]):
         return sorted(self.seen.values(), key=lambda item: item[0].score)
 
 
-def weighted(work: list[float], prefill: list[float], counts: tuple[float, float]) -> Pair:
-    """Work and prefill as the two sums see them."""
-    first, second = (
-        [w + count * p for w, p in zip(work, prefill, strict=True)] for count in counts
-    )
-    return first, second
-
-
-def beginnings(order: tuple[int, ...]) -> list[int]:
-    """The sets of the first devices of an order."""
-    return [0, *accumulate(1 << device for device in order)]
-
-
-def subsets(devices: int) -> Iterable[int]:
-    return (mask for mask in range(devices + 1) if not mask & ~devices)
+def bits(devices: int) -> list[int]:
+    """The numbers of the devices of a set."""
+    return [device for device in range(devices.bit_length()) if devices >> device & 1]
 
 
 def finite_range(costs: list[float]) -> tuple[int, int] | None:
     finite = [i for i, cost in enumerate(costs) if cost < inf]
     return (finite[0], finite[-1]) if finite else None
-
-
-def first_finite(costs: list[float]) -> int:
-    return next((i for i, cost in enumerate(costs) if cost < inf), len(costs))
 
 
 def window_minima(values: list[float], starts: list[int], start: int) -> list[float]:

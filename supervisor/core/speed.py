@@ -22,6 +22,13 @@ REPLY_BYTES: Final = 8
 RECOMPUTE_AND_GET_BYTES: Final = 334
 GRAPH_BYTES_PER_LAYER: Final = 13_000  # sent again with every ubatch of a prompt
 SAMPLED_BYTES: Final = 516  # what --backend-sampling leaves of the logits
+MEASURED_TOKENS: Final = 512
+"""Devices are measured with this many tokens at once (``agents/measure.py``)."""
+
+HALF_SPEED_TOKENS: Final = 8
+"""With so few a device has half its speed. llama-bench, one x86-64 core, 1024 tokens in ubatches of
+512 and 128: 418 and 445 ms, 410 and 427 ms."""
+
 VALUE_ROTATION: Final = 64
 """Side of the Hadamard matrix for quantised values (``llama_kv_cache::build_input_v_rot``)."""
 
@@ -42,6 +49,13 @@ class DeviceSpeed(FrozenModel):
         default_factory=dict, description="the same, by ggml type, where it was measured"
     )
     prefill_flops: float = Field(gt=0)
+    cache_bytes_per_s: float = Field(
+        default=0.0, ge=0, description="keys and values read for one token; 0: as weights are"
+    )
+    attention_flops: float = Field(
+        default=0.0, ge=0, description="of one token, over a cache that is near; 0: no limit"
+    )
+    prefill_attention_flops: float = Field(default=0.0, ge=0, description="0: as prefill_flops")
     layer_overhead_s: float = Field(default=0.0, ge=0)
     is_guess: bool = False
 
@@ -56,6 +70,7 @@ class LinkSpeed(FrozenModel):
     rtt_p90_s: float = Field(default=0.0, ge=0)
     up_bytes_per_s: float = Field(default=0.0, ge=0, description="to the device; 0: no limit")
     down_bytes_per_s: float = Field(default=0.0, ge=0)
+    overhead_s: float = Field(default=0.0, ge=0, description="fixed, per token, beyond the trip")
     is_guess: bool = False
 
     @property
@@ -117,21 +132,47 @@ class SpeedModel:
         return self.prompt / self.ubatches
 
     @cached_property
+    def batch_factor(self) -> float:
+        """What fewer tokens at once than were measured with cost: 5 % more with 128."""
+        return (1 + HALF_SPEED_TOKENS / self.ubatch_tokens) / (
+            1 + HALF_SPEED_TOKENS / MEASURED_TOKENS
+        )
+
+    @cached_property
     def prompt_depth(self) -> float:
         """Tokens that a prompt's token attends to, on average."""
         return (self.prompt + self.ubatch_tokens) / 2
 
-    def decode_layer_s(self, layer: LayerShape, speed: DeviceSpeed) -> float:
-        """One layer, one token of every user."""
+    def decode_layer_s(
+        self, layer: LayerShape, speed: DeviceSpeed, cache_bytes: float | None = None
+    ) -> float:
+        """One layer, one token of every user; ``cache_bytes`` if they are known already."""
+        cache = self.cache_bytes(layer) if cache_bytes is None else cache_bytes
+        return (
+            self._weights_s(layer, speed)
+            + cache / (speed.cache_bytes_per_s or speed.decode_bytes_per_s)
+            + self._attention_s(layer, speed)
+            + (speed.layer_overhead_s if layer.size_bytes else 0.0)
+        )
+
+    def _attention_s(self, layer: LayerShape, speed: DeviceSpeed) -> float:
+        """One step of each query head for each position, beside reading the cache.
+
+        Source:
+            ``bench/planning/attention_probe.py``: on processors, ggml walks over the cache once
+            per query head. 3000 tokens deep, a token took three times as long as reading does.
+        """
+        if not speed.attention_flops:
+            return 0.0
+        positions = min(self.depth, kv_cells(layer, self.run)) * self.work.users
+        return 4 * layer.attention_elements * positions / speed.attention_flops
+
+    def cache_bytes(self, layer: LayerShape) -> float:
+        """What a layer reads of its caches and states, one token of every user."""
         users = self.work.users
         depth = min(self.depth, kv_cells(layer, self.run))
         cache = kv_token_bytes(layer, self.run.kv_type) * depth * users
-        cache += 2 * F32_BYTES * layer.state_elements * users
-        return (
-            self._weights_s(layer, speed)
-            + cache / speed.decode_bytes_per_s
-            + (speed.layer_overhead_s if layer.size_bytes else 0.0)
-        )
+        return cache + 2 * F32_BYTES * layer.state_elements * users
 
     def output_s(self, speed: DeviceSpeed) -> float:
         """The output layer, one token of every user."""
@@ -190,7 +231,8 @@ class SpeedModel:
         if link.is_local:
             return 0.0
         up = self.decode_up_bytes(is_last=output is not None)
-        return link.rtt_s + link.sending_s(up) + link.receiving_s(self.decode_down_bytes(output))
+        down = self.decode_down_bytes(output)
+        return link.rtt_s + link.overhead_s + link.sending_s(up) + link.receiving_s(down)
 
     def prefill_layer_s(self, layer: LayerShape, speed: DeviceSpeed, link: LinkSpeed) -> float:
         """One layer, one ubatch of a prompt, and its part of the graph on the wire."""
@@ -198,7 +240,11 @@ class SpeedModel:
         attention = 4 * layer.attention_elements * self.ubatch_tokens * depth
         matrices = 2 * layer.active_elements * self.ubatch_tokens
         graph = GRAPH_BYTES_PER_LAYER if layer.size_bytes else 0
-        return (matrices + attention) / speed.prefill_flops + link.sending_s(graph)
+        return (
+            self.batch_factor * matrices / speed.prefill_flops
+            + attention / (speed.prefill_attention_flops or speed.prefill_flops)
+            + link.sending_s(graph)
+        )
 
     def prefill_hop_s(self, link: LinkSpeed, *, is_last: bool) -> float:
         """The network's part of one ubatch, for one worker; the last one sends nothing back."""

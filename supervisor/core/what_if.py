@@ -46,7 +46,7 @@ def _changes(request: PlanRequest, best: Placement) -> Iterator[tuple[str, PlanR
         devices = (*request.devices, twin)
         yield twin.name, free.model_copy(update={"devices": devices})
     smaller = free.model_copy(update={"shape": _smaller(request.shape)})
-    yield "a quantisation that is a quarter smaller", smaller
+    yield "a version of the model that is a quarter smaller (a coarser quantisation)", smaller
     slow = [offer for offer in used if offer.link.rtt_s > SLOW_RTT_S]
     if slow:
         slowest = max(slow, key=lambda offer: offer.link.rtt_s)

@@ -3,17 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from agents import environment, ports
-from agents.contract import EngineFacts, RpcServerSpec, RpcServerStatus, WorkerState
+from agents.contract import EngineFacts
 from agents.errors import EngineMissing, EngineWithoutRpc, ProjectError
 from agents.logfile import tail
 from agents.process import describe_exit
-from agents.rpc_protocol import Outcome, ProbeResult, Triple
 from supervisor.core.commands import llama_server_argv, shell_command
 from supervisor.core.diagnosis import explain_exit
 from supervisor.core.entities import (
@@ -22,41 +19,27 @@ from supervisor.core.entities import (
     EngineRecord,
     LaunchId,
     LaunchRecord,
+    MemorySample,
     Milestone,
     Plan,
     WorkerLoad,
     WorkerRecord,
 )
-from supervisor.core.membership import DeviceCondition
-from supervisor.errors import (
-    AgentRefused,
-    AgentUnreachable,
-    DeviceUnknown,
-    StoreUnusable,
-    WorkerBusy,
-    WorkerIncompatible,
-    WorkerLost,
-    WorkerNotRpcServer,
-    WorkerUnreachable,
-)
-from supervisor.ports import (
-    EngineProcess,
-    ServerClient,
-)
+from supervisor.core.refining import refined
+from supervisor.errors import StoreUnusable
+from supervisor.ports import EngineProcess, ServerClient
 from supervisor.service.loading import EngineEnded, LoadWatch
+from supervisor.service.memory_watch import MemoryWatch, own_memory
 from supervisor.service.tools import Tools
+from supervisor.service.workers import Workers
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 SET_BY_US = {"GGML_NO_BACKTRACE": "1"}
 """Without it an abort forks a debugger and prints 60 lines after the one that matters."""
 
 _SPEED_EVERY_S = 5.0
 _LOST_GRACE_S = 1.0
-_STOP_WORKER_S = 8.0
-"""Longer than an agent's own grace for its rpc-server; a lost device is not waited for longer."""
 
 Report = Callable[..., None]
 """Tells the reconciler, the one writer, what changed in the deployment."""
@@ -77,13 +60,12 @@ class Attempt:
         self._record: LaunchRecord | None = None
         self._process: EngineProcess | None = None
         self._client: ServerClient | None = None
-        self._launch_id: LaunchId | None = None
+        self._workers: Workers | None = None
         self._reservation: ports.Reservation | None = None
-        self._name = {shard.agent_id: shard.device for shard in plan.shards}
-        self._started: list[AgentId] = []
+        self._memory = MemoryWatch(plan, self._own_memory)
+        self._noting: asyncio.Task[None] | None = None
         self._speed: float | None = None
         self._speed_read_at_s = float("-inf")
-        self._before: dict[AgentId, RpcServerStatus] = {}
 
     async def start(self) -> None:
         """Everything up to READY.
@@ -93,18 +75,14 @@ class Attempt:
         """
         engine = self._engine()
         self._milestone("planned")
-        launch_id = self._launch_id = await asyncio.to_thread(self._tools.store.next_launch_id)
-        self._report(launch_id=launch_id, plan=self._plan, phase="workers", loads=self._loads({}))
-        for agent_id in self._plan.agent_ids:
-            self._tools.registry.reserve(agent_id, self._deployment.id)
-        statuses = await self._all(self._start_worker)
-        self._milestone("workers ready")
-        self._report(phase="verify")
-        workers = await self._all(lambda a: self._verify(a, statuses[a], engine))
-        self._milestone("verified")
-        await self._record_and_spawn(engine, launch_id, workers)
-        await self._load()
-        await self._first_token()
+        launch_id = await asyncio.to_thread(self._tools.store.next_launch_id)
+        workers = self._workers = Workers(self._tools, self._plan, launch_id)
+        phase = "workers" if self._plan.shards else "connect"
+        self._report(launch_id=launch_id, plan=self._plan, phase=phase, loads=self._loads({}))
+        verified = await self._prepare(workers, engine)
+        await self._record_and_spawn(engine, launch_id, verified)
+        await self._load(workers)
+        await self._first_token(workers)
 
     async def watch(self) -> None:
         """Wait until something of the launch is lost.
@@ -113,11 +91,12 @@ class Attempt:
             ProjectError: What was lost. It never returns otherwise.
         """
         assert self._process is not None
+        assert self._workers is not None
         exiting = asyncio.create_task(self._process.wait())
+        noting = asyncio.create_task(self._note_ready(self._workers, self._noting))
         try:
             while not exiting.done():
-                for agent_id in self._plan.agent_ids:
-                    self._raise_if_lost(agent_id)
+                self._workers.raise_if_lost()
                 await self._refresh_speed()
                 changed = asyncio.create_task(self._tools.registry.wait_changed(5.0))
                 await asyncio.wait({exiting, changed}, return_when=asyncio.FIRST_COMPLETED)
@@ -125,12 +104,19 @@ class Attempt:
                 await asyncio.gather(changed, return_exceptions=True)
         finally:
             exiting.cancel()
-            await asyncio.gather(exiting, return_exceptions=True)
+            noting.cancel()
+            await asyncio.gather(exiting, noting, return_exceptions=True)
         raise await self._explained("serving")
 
     async def close(self, outcome: str, error: ProjectError | None = None) -> None:
         """End llama-server, then the workers; complete the record. Leaves nothing running."""
-        if self._process is not None:
+        if self._noting is not None:
+            self._noting.cancel()
+            await asyncio.gather(self._noting, return_exceptions=True)
+        if self._process is not None and self._workers is not None:
+            self._memory.at_the_end(await self._workers.statuses_soon())
+            if error is None:
+                await self._learn()
             # A llama-server that lost a worker may hang and will not answer SIGTERM.
             grace_s = _LOST_GRACE_S if error else self._tools.settings.grace_s
             await self._process.stop(grace_s=grace_s)
@@ -138,25 +124,26 @@ class Attempt:
             await self._client.close()
         if self._reservation is not None:
             self._reservation.release()
-        if self._launch_id is not None:
-            await asyncio.gather(*(self._stop_worker(a) for a in self._started))
+        if self._workers is not None:
+            await self._workers.stop()
         self._tools.registry.release(self._deployment.id)
         if self._record is not None:
-            self._record = self._record.model_copy(
-                update={
-                    "timeline": tuple(self._timeline),
-                    "outcome": outcome,
-                    "error_code": error.code if error else "",
-                    "reason": str(error) if error else "",
-                    "ended_at": _now(),
-                }
+            await self._save_noted(
+                timeline=tuple(self._timeline),
+                memory=self._memory.record(),
+                outcome=outcome,
+                error_code=error.code if error else "",
+                reason=str(error) if error else "",
+                ended_at=_now(),
             )
-            await self._save_ended(self._record)
 
-    async def _save_ended(self, record: LaunchRecord) -> None:
+    async def _save_noted(self, **changes: object) -> None:
+        """Store what was found out of a launch; what runs does not depend on it."""
+        assert self._record is not None
+        self._record = self._record.model_copy(update=changes)
         try:
-            await asyncio.to_thread(self._tools.store.save_launch, record)
-        except StoreUnusable as exc:  # everything is ended already; only the note of it is missing
+            await asyncio.to_thread(self._tools.store.save_launch, self._record)
+        except StoreUnusable as exc:
             log.error("launch.not_stored", extra={"reason": str(exc)})
 
     # -- steps -------------------------------------------------------------------------------
@@ -171,61 +158,17 @@ class Attempt:
             raise EngineWithoutRpc(engine.problem)
         return engine
 
-    async def _start_worker(self, agent_id: AgentId) -> RpcServerStatus:
-        assert self._launch_id is not None
-        agent = self._tools.registry.agent(agent_id)
-        limit_s = self._tools.settings.worker_ready_s
-        spec = RpcServerSpec(
-            generation=self._launch_id,
-            host=self._tools.registry.device(agent_id).address,
-            launch=str(self._launch_id),
-            devices=[s.ggml_device for s in self._plan.shards if s.agent_id == agent_id],
-            ready_deadline_s=limit_s,
-        )
-        self._started.append(agent_id)
-        status = await agent.start_rpc_server(spec, wait_s=limit_s + 1)
-        if status.state is not WorkerState.READY:
-            raise AgentRefused(
-                f"{self._name[agent_id]}: {status.detail or f'rpc-server is {status.state}'}",
-                status.error_code or "rpc_server_silent",
-            )
-        return status
-
-    async def _verify(
-        self, agent_id: AgentId, status: RpcServerStatus, engine: EngineFacts
-    ) -> WorkerRecord:
-        """One probe from here, once, while the worker is idle. From now on nobody touches it."""
-        name, device = self._name[agent_id], self._tools.registry.device(agent_id)
-        expected = Triple.parse(engine.rpc_protocol) if engine.rpc_protocol else None
-        result = await self._tools.probe(
-            status.host, status.port, deadline_s=self._tools.settings.verify_s, expected=expected
-        )
-        _check_probe(name, f"{status.host}:{status.port}", result)
-        build = device.facts.engine.build if device.facts and device.facts.engine else ""
-        if build and engine.build and build != engine.build:
-            raise WorkerIncompatible(
-                f"{name} runs llama.cpp {build}, the main host {engine.build}; mixed builds give "
-                "wrong results without a word: install the same build on both"
-            )
-        # How many clients it had before llama-server, our probe included: tells later who was never
-        # connected to.
-        self._before[agent_id] = replace(
-            status,
-            clients_accepted=status.clients_accepted + 1,
-            clients_closed=status.clients_closed + 1,
-        )
-        self._tools.registry.took_round_trip(agent_id, round(result.round_trip_s * 1e3, 2))
-        return WorkerRecord(
-            agent_id=agent_id,
-            device=name,
-            host=status.host,
-            port=status.port,
-            rpc_protocol=str(result.triple or ""),
-            engine_build=build,
-            round_trip_ms=round(result.round_trip_s * 1e3, 3),
-            argv=tuple(status.argv),
-            environment=status.environment,
-        )
+    async def _prepare(
+        self, workers: Workers, engine: EngineFacts
+    ) -> Mapping[AgentId, WorkerRecord]:
+        if not self._plan.shards:
+            return {}  # llama-server alone
+        statuses = await workers.start(self._deployment.id)
+        self._milestone("workers ready")
+        self._report(phase="verify")
+        verified = await workers.verify(statuses, engine)
+        self._milestone("verified")
+        return verified
 
     async def _record_and_spawn(
         self, engine: EngineFacts, launch_id: LaunchId, workers: Mapping[AgentId, WorkerRecord]
@@ -263,6 +206,7 @@ class Attempt:
             environment=environment.relevant(environ),
             log_path=str(log_path),
             timeline=tuple(self._timeline),
+            memory=self._memory.record(),
         )
         self._record = record
         await asyncio.to_thread(self._tools.store.save_launch, record)
@@ -272,17 +216,18 @@ class Attempt:
         self._record = record.model_copy(update={"pid": self._process.pid})
         self._report(phase="connect", port=port)
 
-    async def _load(self) -> None:
+    async def _load(self, workers: Workers) -> None:
         assert self._process is not None
         assert self._client is not None
         watch = LoadWatch(
             self._tools.settings,
             self._process,
             self._client,
-            {a: (self._name[a], self._tools.registry.agent(a)) for a in self._plan.agent_ids},
-            self._before,
+            workers.agents,
+            workers.before,
             on_phase=self._reached,
             on_loaded=lambda loaded: self._report(loads=self._loads(loaded)),
+            on_statuses=self._memory.while_loading,
         )
         try:
             await watch.until_listening()
@@ -295,7 +240,7 @@ class Attempt:
             self._milestone("connected")
             self._report(phase="load")
 
-    async def _first_token(self) -> None:
+    async def _first_token(self, workers: Workers) -> None:
         assert self._process is not None
         assert self._client is not None
         self._report(phase="first token")
@@ -303,6 +248,7 @@ class Attempt:
             self._client.first_completion(self._tools.settings.first_token_s)
         )
         exiting = asyncio.create_task(self._process.wait())
+        self._noting = asyncio.create_task(self._note_loaded(workers))
         try:
             await asyncio.wait({asking, exiting}, return_when=asyncio.FIRST_COMPLETED)
             if exiting.done():
@@ -321,34 +267,20 @@ class Attempt:
 
     # -- helpers -----------------------------------------------------------------------------
 
-    async def _stop_worker(self, agent_id: AgentId) -> None:
-        """End a worker of ours. One that cannot be reached ends itself with its agent."""
-        assert self._launch_id is not None
-        try:
-            async with asyncio.timeout(_STOP_WORKER_S):
-                await self._tools.registry.agent(agent_id).stop_rpc_server(self._launch_id)
-        except (AgentUnreachable, AgentRefused, DeviceUnknown, TimeoutError) as exc:
-            reason = str(exc) or f"no answer within {_STOP_WORKER_S:g} s"
-            extra = {"device": self._name[agent_id], "reason": reason}
-            log.warning("worker.not_stopped", extra=extra)
+    def _own_memory(self) -> MemorySample | None:
+        running = self._process is not None and self._process.exit_status is None
+        return own_memory(self._process.pid) if self._process and running else None
 
-    def _raise_if_lost(self, agent_id: AgentId) -> None:
-        name = self._name[agent_id]
-        try:
-            device = self._tools.registry.device(agent_id)
-        except DeviceUnknown:
-            raise WorkerLost(f"{name} was removed from the cluster while it served") from None
-        if device.state == DeviceCondition.LOST:
-            raise WorkerLost(f"{name}: {device.reason}")
-        status = device.rpc_server
-        launch_id = self._launch_id or 0
-        if status is None or status.generation < launch_id:
-            return  # its last heartbeat is older than this launch
-        if status.generation > launch_id:
-            raise WorkerLost(f"{name} was taken over by launch {status.generation}")
-        if status.state in (WorkerState.FAILED, WorkerState.STOPPED):
-            why = status.detail or f"its rpc-server is {status.state}; was its agent restarted?"
-            raise WorkerLost(f"{name}: {why}")
+    async def _note_loaded(self, workers: Workers) -> None:
+        """A short load is over before anybody has looked; nothing is freed yet."""
+        self._memory.while_loading(await workers.statuses_soon())
+
+    async def _note_ready(self, workers: Workers, before: asyncio.Task[None] | None) -> None:
+        """After READY, which is not to wait for it."""
+        if before is not None:
+            await before
+        self._memory.when_ready(await workers.statuses_soon())
+        await self._save_noted(memory=self._memory.record())
 
     async def _refresh_speed(self) -> None:
         """Read the engine's speed now and then; news of devices come more often than that."""
@@ -356,23 +288,29 @@ class Attempt:
         if time.monotonic() - self._speed_read_at_s < _SPEED_EVERY_S:
             return
         self._speed_read_at_s = time.monotonic()
-        speed = await self._client.tokens_per_second()
-        if speed and speed != self._speed:
-            self._speed = speed
-            self._report(tokens_per_second=round(speed, 2))
+        found = await self._client.generated()
+        if found and found.tokens_per_second and found.tokens_per_second != self._speed:
+            self._speed = found.tokens_per_second
+            self._report(tokens_per_second=round(self._speed, 2))
+
+    async def _learn(self) -> None:
+        """What this run took corrects what was measured of its devices."""
+        found = await self._client.generated() if self._client else None
+        if found is None:
+            return
+        store = self._tools.store
+        try:
+            known = {(m.agent_id, m.ggml_device): m for m in store.device_measurements()}
+            for corrected in refined(self._plan, found.tokens, found.seconds, known):
+                await asyncio.to_thread(store.save_measurement, corrected)
+        except StoreUnusable as exc:  # the run is over; only its lesson is lost
+            log.error("launch.not_learned_from", extra={"reason": str(exc)})
 
     async def _explained(self, phase: str) -> ProjectError:
         """Why llama-server ended; a worker that says it died itself is the better witness."""
         assert self._process is not None
-        for agent_id in self._plan.agent_ids:
-            try:
-                status = await self._tools.registry.agent(agent_id).rpc_server()
-            except (AgentUnreachable, AgentRefused) as exc:
-                return WorkerLost(f"llama-server lost a worker during {phase}: {exc}")
-            if status.state is WorkerState.FAILED:
-                return WorkerLost(
-                    f"llama-server lost {self._name[agent_id]} during {phase}: {status.detail}"
-                )
+        if self._workers is not None and (lost := await self._workers.witness(phase)) is not None:
+            return lost
         how = describe_exit(self._process.exit_status)
         lines = await asyncio.to_thread(tail, self._process.log_path, 80)
         return explain_exit(how, lines, phase)
@@ -398,49 +336,6 @@ class Attempt:
                 loaded_bytes=min(loaded.get(shard.device, 0), weight_bytes),
             )
         return tuple(merged.values())
-
-    async def _all(self, step: Callable[[AgentId], Awaitable[T]]) -> dict[AgentId, T]:
-        """Do one step for every worker at once; the first failure cancels the others."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = {
-                    agent_id: group.create_task(_awaited(step(agent_id)))
-                    for agent_id in self._plan.agent_ids
-                }
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return {agent_id: task.result() for agent_id, task in tasks.items()}
-
-
-async def _awaited(step: Awaitable[T]) -> T:
-    return await step
-
-
-def _check_probe(name: str, endpoint: str, result: ProbeResult) -> None:
-    match result.outcome:
-        case Outcome.READY:
-            return
-        case Outcome.BUSY:
-            raise WorkerBusy(
-                f"the rpc-server of {name} at {endpoint} accepts connections but does not answer: "
-                "somebody else is connected to it, and it serves one client at a time; "
-                "close that client (another llama-server, or a port probe)"
-            )
-        case Outcome.INCOMPATIBLE:
-            raise WorkerIncompatible(
-                f"{name} at {endpoint}: {result.detail}; install the same llama.cpp build on both"
-            )
-        case Outcome.NOT_RPC_SERVER:
-            raise WorkerNotRpcServer(
-                f"what listens on {endpoint} of {name} is not an rpc-server ({result.detail}); "
-                "stop it, or let the agent choose another port"
-            )
-        case Outcome.REFUSED | Outcome.UNREACHABLE:
-            raise WorkerUnreachable(
-                f"the main host cannot reach the rpc-server of {name} at {endpoint} "
-                f"({result.detail}), though its agent says that it is ready; check the firewall "
-                "of that device and the network between both"
-            )
 
 
 def _now() -> str:

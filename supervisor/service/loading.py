@@ -38,6 +38,7 @@ class LoadWatch:
         *,
         on_phase: Callable[[str], None],
         on_loaded: Callable[[Mapping[str, int]], None],
+        on_statuses: Callable[[Mapping[AgentId, RpcServerStatus]], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._process = process
@@ -45,6 +46,7 @@ class LoadWatch:
         self._workers = workers
         self._on_phase = on_phase
         self._on_loaded = on_loaded
+        self._on_statuses = on_statuses
         self._limits = core.Limits(settings.connect_s, settings.stall_s)
         self._load = core.begin(time.monotonic())
         self._listening = asyncio.Event()
@@ -118,9 +120,11 @@ class LoadWatch:
         """Ask the agents, never the rpc ports, whether their rpc-servers receive anything."""
         while True:
             await asyncio.sleep(_WORKERS_EVERY_S)
-            await asyncio.gather(
+            asked = await asyncio.gather(
                 *(self._ask(name, agent) for name, agent in self._workers.values())
             )
+            found = zip(self._workers, asked, strict=True)
+            self._on_statuses({a: status for a, status in found if status is not None})
             self._on_loaded(
                 {
                     name: max(bytes_ - self._first_resident.get(name, 0), 0)
@@ -128,16 +132,17 @@ class LoadWatch:
                 }
             )
 
-    async def _ask(self, name: str, agent: AgentPort) -> None:
+    async def _ask(self, name: str, agent: AgentPort) -> RpcServerStatus | None:
         try:
             status = await agent.rpc_server()
         except (AgentUnreachable, AgentRefused):
-            return  # no news is no progress; the guard decides
+            return None  # no news is no progress; the guard decides
         self._update(
             core.observe_worker(
                 self._load, name, status.resident_bytes, status.cpu_s, time.monotonic()
             )
         )
+        return status
 
     async def _guard(self) -> None:
         """Raise when a deadline has passed; sleep until the next one could."""
@@ -159,8 +164,10 @@ class LoadWatch:
                     await self._phase_changed.wait()
 
     async def _stalled(self, late: core.Overdue) -> Exception:
-        suspect = await self._suspect(late.phase)
         seen = f"last seen: {late.last_seen}"
+        if not self._workers:
+            return _stalled_alone(late, seen)
+        suspect = await self._suspect(late.phase)
         if late.phase is core.Phase.CONNECT:
             return ConnectStalled(
                 "llama-server did not finish connecting to its workers within "
@@ -214,6 +221,19 @@ class LoadWatch:
     def _enter_load_phase(self) -> None:
         if self._load.phase is core.Phase.CONNECT:
             self._update(core.observe_port_open(self._load, time.monotonic()))
+
+
+def _stalled_alone(late: core.Overdue, seen: str) -> Exception:
+    """The same without workers: only this host can be the reason."""
+    if late.phase is core.Phase.CONNECT:
+        return ConnectStalled(
+            f"llama-server did not open its port within {late.waited_s:.0f} s (phase: connect; "
+            f"it has no workers; {seen}); see its log, and whether this host is overloaded"
+        )
+    return LoadStalled(
+        f"loading made no progress for {late.waited_s:.0f} s (phase: load; it has no workers; "
+        f"{seen}); check the disk and memory of this host, or raise the setting stall_s"
+    )
 
 
 async def _cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -36,7 +36,11 @@ class RegistryStore(Protocol):
 
     def delete_agent(self, agent_id: AgentId) -> None: ...
 
-    def save_token(self, token_hash: str, expires_at_s: float, uses: int | None) -> None: ...
+    def forget_measurements(self, agent_id: AgentId) -> None: ...
+
+    def save_token(
+        self, token_hash: str, expires_at_s: float, uses: int | None, *, now_s: float
+    ) -> None: ...
 
     def spend_token(self, token_hash: str, now_s: float) -> str: ...
 
@@ -87,8 +91,9 @@ class Registry:
     def new_token(self, *, hours: float, once: bool = False) -> tuple[str, datetime]:
         """A fresh join token and when it expires. Only its hash is kept."""
         token = secrets.token_urlsafe(12)
-        expires_at_s = time.time() + hours * 3600
-        self._store.save_token(_hash(token), expires_at_s, 1 if once else None)
+        now_s = time.time()
+        expires_at_s = now_s + hours * 3600
+        self._store.save_token(_hash(token), expires_at_s, 1 if once else None, now_s=now_s)
         return token, datetime.fromtimestamp(expires_at_s, UTC)
 
     def join(self, request: JoinRequest) -> JoinReply:
@@ -132,6 +137,7 @@ class Registry:
         await self._disconnect(self._entry(agent_id))
         del self._entries[agent_id]
         self._store.delete_agent(agent_id)
+        self._store.forget_measurements(agent_id)
         self._bus.publish("device_removed", {"id": agent_id})
         await self._notify()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from agents.contract import EngineFacts
 from supervisor.ports import (
     EngineStarter,
+    MemoryEstimator,
     ModelReader,
     ServerClient,
     StorePort,
@@ -22,6 +23,8 @@ class MainHost:
 
     name: str
     boot_id: str
+    platform: str
+    cores: int
     engine: EngineFacts | None
     known_flags: frozenset[str]
     inherited: Mapping[str, str]
@@ -36,6 +39,11 @@ class Tools:
     registry: Registry
     store: StorePort
     read_model: ModelReader
+    """Of a file on this host."""
+    read_any_model: ModelReader
+    """Or of one that is not downloaded yet, by its header alone."""
+    estimate_memory: MemoryEstimator
+    host_available_bytes: Callable[[], int]
     probe: WorkerProbe
     start_engine: EngineStarter
     connect_engine: Callable[[int], ServerClient]

@@ -38,8 +38,9 @@ async def as_json(cluster: Cluster, *arguments: str) -> Any:
 
 
 async def test_a_model_is_launched_watched_and_stopped(pair: Cluster, demo_model: Path) -> None:
-    plan = await as_json(pair, "launch", str(demo_model), "--dry-run", "--split", "6,3")
-    assert [s["layers"] for s in plan["shards"]] == [6, 3]
+    wishes = ("--order", "one,two", "--split", "6,3")
+    answer = await as_json(pair, "launch", str(demo_model), "--dry-run", *wishes)
+    assert [s["layers"] for s in answer["plan"]["shards"]] == [6, 3]
     assert await as_json(pair, "launches") == []
     done = await cli(pair, "launch", str(demo_model), "--name", "m", "--ctx", "512", "--wait")
     assert done.returncode == 0, done.stderr

@@ -13,10 +13,11 @@ from agents import engine as engines
 from agents.contract import EngineFacts
 from agents.rpc_client import connected
 from agents.rpc_protocol import DeviceMemory, Outcome, Triple, probe
-from supervisor.adapters.fit_params import MIB, NO_OVERRIDE, EngineOptions, engine_memory, parse
+from supervisor.adapters.fit_params import NO_OVERRIDE, EngineOptions, engine_memory, parse
 from supervisor.adapters.gguf import read_header
 from supervisor.adapters.sparse_model import PartStart, local_parts, sparse_model
 from supervisor.adapters.stand_in_worker import stand_in_worker
+from supervisor.core.engine_memory import MIB
 from supervisor.errors import (
     EngineRefusedFlag,
     EngineRefusedModel,

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shlex
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import httpx
 import pytest
 from cluster import Cluster, eventually
 
+from supervisor.core.memory import MIB
 from supervisor.demo_model import SENTENCE
 
 
@@ -75,6 +77,73 @@ async def test_the_record_is_on_disk_with_everything_that_ran(
     expected = ["planned", "workers ready", "verified", "connected", "loaded", "first token"]
     assert names == expected
     assert "offloaded 9/9 layers" in Path(record["log_path"]).read_text()
+
+
+async def test_the_record_has_predicted_and_measured_memory_of_every_process(
+    pair: Cluster, random_model: Path
+) -> None:
+    await pair.launch(random_model, split=[6, 3], devices=["one", "two"])
+    deployment = await pair.settled()
+    assert deployment["state"] == "ready", deployment["reason"]
+    await pair.complete("The quick brown fox", tokens=32)
+    path = f"/api/launches/{deployment['launch_id']}"
+
+    async def is_noted() -> bool:
+        memory = (await pair.http.get(path)).json()["memory"]
+        return all(process["ready"] for process in memory)
+
+    await eventually(is_noted, within_s=10, what="memory is noted after READY")
+    assert all(p["ended"] is None for p in (await pair.http.get(path)).json()["memory"])
+    await pair.http.post("/api/deployments/test/stop")
+    record = (await pair.http.get(path)).json()
+    memory = {process["process"]: process for process in record["memory"]}
+    assert list(memory) == ["one", "two", "llama-server"]
+    assert record["outcome"] == "stopped"
+    for shard in record["plan"]["shards"]:
+        worker, weights = memory[shard["device"]], shard["weight_bytes"]
+        for moment in ("loading", "ready", "ended"):
+            sample = worker[moment]
+            assert weights < sample["resident_bytes"] <= sample["peak_bytes"], moment
+            assert sample["peak_bytes"] < weights + 40 * MIB, moment
+        if worker["predicted_bytes"]:
+            assert worker["predicted_bytes"] >= worker["measured_bytes"] * 0.9
+            assert worker["predicted_bytes"] <= worker["budget_bytes"]
+    size_bytes = random_model.stat().st_size
+    for moment in ("loading", "ready", "ended"):
+        sample = memory["llama-server"][moment]
+        assert 2 * MIB < sample["resident_bytes"] < 300 * MIB, moment
+        assert 2 * MIB < sample["file_bytes"] < size_bytes + 100 * MIB, moment
+        assert sample["peak_bytes"] >= sample["resident_bytes"], moment
+
+
+async def test_llama_server_runs_alone_when_the_main_host_holds_all_layers(
+    cluster: Cluster, random_model: Path
+) -> None:
+    await cluster.supervisor(host_layers="true")
+    await cluster.launch(random_model)
+    first = await cluster.settled()
+    assert first["state"] == "ready", first["reason"]
+    assert first["plan"]["shards"] == []
+    names = [m["name"] for m in first["timeline"]]
+    assert names == ["planned", "connected", "loaded", "first token"]
+    assert (await cluster.complete(tokens=8)).strip()
+    path = f"/api/launches/{first['launch_id']}"
+    record = (await cluster.http.get(path)).json()
+    assert "--rpc" not in record["argv"]
+    assert record["workers"] == []
+    os.kill(record["pid"], signal.SIGKILL)
+
+    async def is_repaired() -> bool:
+        now = (await cluster.http.get("/api/deployments/test")).json()
+        return bool(now["state"] == "ready" and now["launch_id"] != first["launch_id"])
+
+    await eventually(is_repaired, within_s=40, what="the launch is repeated")
+    record = (await cluster.http.get(path)).json()
+    assert "SIGKILL" in record["reason"]
+    (own,) = record["memory"]
+    assert own["process"] == "llama-server"
+    assert own["loading"]["file_bytes"] > random_model.stat().st_size / 2
+    assert own["ended"] is None, "it was gone before anybody could look"
 
 
 async def test_secrets_of_the_environment_are_masked_in_the_record(

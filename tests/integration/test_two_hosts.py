@@ -169,7 +169,7 @@ class TwoHosts:
 
     async def launch(self, model: Path) -> dict[str, Any]:
         """Launch a model and wait until it is ready."""
-        body = {"model": str(model), "name": "test", "ctx_tokens": 512}
+        body = {"model": str(model), "name": "test", "ctx_tokens": 512, "devices": ["worker"]}
         await self.call("/api/deployments", body)
 
         async def is_settled() -> dict[str, Any] | None:

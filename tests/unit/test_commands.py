@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.contract import DeviceFacts, EngineFacts
 from supervisor.core.commands import (
     FLAGS,
     chosen_flags,
     device_arguments,
     known_flags,
     llama_server_argv,
+    planned_commands,
     shell_command,
     shell_script,
 )
@@ -20,6 +22,7 @@ from supervisor.core.entities import (
     AgentId,
     DeploymentId,
     EngineRecord,
+    HostShare,
     LaunchId,
     LaunchRecord,
     ModelFacts,
@@ -131,8 +134,58 @@ def test_the_whole_command_is_what_it_should_be() -> None:
     )
     assert shlex.join(argv) == (
         "/opt/llama-server --model '/m 1.gguf' --alias m --host 127.0.0.1 --port 9000 "
-        "--rpc 10.0.0.0:8110 --device RPC0 -ngl 9 --tensor-split 9 -c 4096 -np 2 " + MODERN_FLAGS
+        "--rpc 10.0.0.0:8110 --device RPC0 -ngl 9 --tensor-split 9 "
+        "-c 4096 -np 2 -ub 512 -b 2048 -ctk f16 -ctv f16 " + MODERN_FLAGS
     )
+
+
+def test_what_the_plan_decided_is_in_the_command() -> None:
+    decided = {
+        "kv_type": "q8_0",
+        "ubatch": 4096,
+        "host": HostShare(layers=3),
+        "tensor_overrides": (r"^output\.weight=CPU",),
+        "samples_on_device": True,
+    }
+    made = plan(("a", "CPU", 2), ("b", "CPU", 4)).model_copy(update=decided)
+    argv = llama_server_argv("s", made, endpoints("a", "b"), port=1, known=frozenset(), alias="m")
+    assert " -ngl 6 --tensor-split 2,4 -ot " in shlex.join(argv)
+    assert argv[argv.index("-ot") + 1] == r"^output\.weight=CPU"
+    assert argv[argv.index("-ub") + 1] == argv[argv.index("-b") + 1] == "4096"
+    assert argv[argv.index("-ctk") + 1] == argv[argv.index("-ctv") + 1] == "q8_0"
+    assert "--backend-sampling" in argv
+
+
+def test_the_main_host_alone_takes_no_device() -> None:
+    assert device_arguments(plan(), {}) == ["--device", "none", "-ngl", "0"]
+
+
+def test_a_planned_launch_shows_the_commands_of_all_hosts() -> None:
+    made = plan(("a", "CPU", 4), ("b", "CUDA0", 3), ("b", "CUDA1", 2))
+    engine = EngineFacts("/opt", "PATH", rpc_server="/opt/ggml-rpc-server")
+    facts = {
+        AgentId(name): DeviceFacts(name, name, "linux", cores=8, threads=6, engine=engine)
+        for name in ("a", "b")
+    }
+    commands = planned_commands(made, facts, "llama-server", known=frozenset(), alias="m")
+    assert [where for where, _ in commands] == ["a", "b", ""]
+    assert shlex.join(commands[0][1]) == "/opt/ggml-rpc-server -H 10.0.0.0 -p 8110 -t 6 -d CPU"
+    assert commands[1][1][-1] == "CUDA0,CUDA1"
+    own = commands[2][1]
+    assert own[own.index("--rpc") + 1] == "10.0.0.0:8110,10.0.0.1:8110"
+
+
+def test_planned_rpc_servers_on_one_host_have_different_ports() -> None:
+    made = plan(("a", "CPU", 4), ("b", "CPU", 5))
+    together = tuple(shard.model_copy(update={"host": "127.0.0.1"}) for shard in made.shards)
+    facts = {AgentId(name): DeviceFacts(name, name, "linux") for name in ("a", "b")}
+    made = made.model_copy(update={"shards": together})
+    commands = planned_commands(made, facts, "llama-server", known=frozenset(), alias="m")
+    ports = [
+        argv[argv.index(flag) + 1]
+        for flag, (_, argv) in zip(("-p", "-p", "--port"), commands, strict=True)
+    ]
+    assert ports == ["8110", "8111", "8112"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,12 @@ from agents.contract import (
     HeartbeatReply,
     JoinReply,
     JoinRequest,
+    MeasuredGgmlDevice,
+    MeasurementProblem,
+    MeasurementProgress,
+    MeasurementResult,
+    MeasurementSpec,
+    MeasurementUpdate,
     RpcServerSpec,
     RpcServerStatus,
     WorkerState,
@@ -50,6 +56,18 @@ STATUS = RpcServerStatus(
 )
 SPEC = RpcServerSpec(7, "10.0.0.2", "7", 8110, 4, ["CUDA0", "CUDA1"], 20.0)
 
+UPDATES = [
+    MeasurementProgress("Q4_K", 0.25, "CPU"),
+    MeasurementResult(
+        [
+            MeasuredGgmlDevice(
+                "CPU", "7.0.0", 1e-4, 1e-6, 2e-3, 1 << 27, 4.5, {"Q4_K": 2e10}, {"Q4_K": 3e11}
+            ),
+        ]
+    ),
+    MeasurementProblem("measurement_failed", "it took too long"),
+]
+
 MESSAGES = [
     GgmlDevice("CPU"),
     ENGINE,
@@ -58,12 +76,20 @@ MESSAGES = [
     SPEC,
     RpcServerSpec(1, "127.0.0.1"),
     STATUS,
+    MeasurementSpec(["Q4_0", "F16"], 2048, 8192, 45.0),
+    *UPDATES,
     RpcServerStatus(WorkerState.FAILED, error_code="x", exit_status=-9),
     Heartbeat(FACTS, STATUS, 8102, "10.0.0.2"),
     HeartbeatReply(5.0),
     JoinRequest("token", "id", "pixel"),
     JoinReply("certificate", "key", "authority"),
 ]
+
+
+@pytest.mark.parametrize("update", UPDATES, ids=lambda u: type(u).__name__)
+def test_the_lines_of_a_measurement_are_told_apart(update: MeasurementUpdate) -> None:
+    adapter: TypeAdapter[MeasurementUpdate] = TypeAdapter(MeasurementUpdate)
+    assert adapter.validate_python({**over_the_wire(update), "new": 1}) == update
 
 
 def over_the_wire(message: Any) -> Any:

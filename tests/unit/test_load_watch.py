@@ -2,14 +2,16 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from agents.contract import RpcServerStatus, WorkerState
+from supervisor.core.entities import AgentId
 from supervisor.errors import ConnectStalled, LoadStalled
-from supervisor.ports import Answer, Health
+from supervisor.ports import Answer, Generated, Health
 from supervisor.service.loading import EngineEnded, LoadWatch
 from supervisor.settings import Settings, load
 
@@ -54,7 +56,7 @@ class Server:
     async def first_completion(self, timeout_s: float) -> Answer:
         return Answer(1, None)
 
-    async def tokens_per_second(self) -> float | None:
+    async def generated(self) -> Generated | None:
         return None
 
     def say(self, line: str) -> None:
@@ -113,7 +115,7 @@ async def test_a_server_that_ends_is_noticed_at_once(server: Server) -> None:
 
 
 async def test_a_port_that_never_opens_is_a_connect_stall(server: Server) -> None:
-    with pytest.raises(ConnectStalled, match="phase: connect"):
+    with pytest.raises(ConnectStalled, match="phase: connect; it has no workers"):
         await asyncio.wait_for(watch(server, settings(connect_s=0.3)).until_listening(), 5)
 
 
@@ -140,20 +142,26 @@ async def test_a_worker_that_receives_weights_restarts_the_stall_timer(server: S
             return RpcServerStatus(WorkerState.READY, resident_bytes=Agent.resident)
 
     loaded: list[int] = []
+    heard: list[Mapping[AgentId, RpcServerStatus]] = []
     watched = LoadWatch(
         settings(stall_s=1.5, connect_s=5.0),
         server,
         server,
-        {"id": ("one", Agent())},  # type: ignore[dict-item]
+        {AgentId("id"): ("one", Agent())},  # type: ignore[dict-item]
         {},
         on_phase=lambda _: None,
         on_loaded=lambda bytes_: loaded.extend(bytes_.values()),
+        on_statuses=heard.append,
     )
     watching = asyncio.create_task(watched.until_listening())
     server.say("loading model 'x'")
     await asyncio.sleep(3.5)
     assert not watching.done(), "it grew every second"
     assert loaded
+    assert [status.resident_bytes for statuses in heard for status in statuses.values()][:2] == [
+        1,
+        2,
+    ], "every answer is handed on, so that nobody else has to ask"
     server.health_now = Health.READY
     server.say("listening on http://127.0.0.1:1")
     await asyncio.wait_for(watching, 5)

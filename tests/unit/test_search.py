@@ -23,6 +23,7 @@ from planning_world import (
     wired,
 )
 
+from supervisor.core.entities import Preset
 from supervisor.core.memory import GIB, MIB, Platform
 from supervisor.core.model_shape import ModelShape
 from supervisor.core.planning import (
@@ -35,7 +36,6 @@ from supervisor.core.planning import (
     Placement,
     Planned,
     PlanRequest,
-    Preset,
     Rules,
     Wanted,
 )

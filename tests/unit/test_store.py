@@ -1,5 +1,6 @@
 """The database, for real: what is written comes back, and what is not ours is refused."""
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from supervisor.core.entities import (
     WorkerRecord,
 )
 from supervisor.core.lifecycle import State
+from supervisor.core.measurements import DeviceMeasured, LinkMeasured
 from supervisor.errors import LaunchUnknown, StoreUnusable
 
 PLAN = Plan(
@@ -144,19 +146,108 @@ def test_a_device_comes_back_with_its_last_address(store: Store) -> None:
 def test_a_token_is_good_for_its_time_and_uses(
     store: Store, uses: int | None, now_s: float, verdicts: list[str]
 ) -> None:
-    store.save_token("hash", 100.0, uses)
+    store.save_token("hash", 100.0, uses, now_s=0.0)
     assert [store.spend_token("hash", now_s) for _ in verdicts] == verdicts
 
 
 def test_an_unknown_token_is_unknown(store: Store) -> None:
-    store.save_token("hash", 100.0, None)
+    store.save_token("hash", 100.0, None, now_s=0.0)
     assert store.spend_token("other", 0.0) == "unknown"
 
 
 def test_an_expired_use_does_not_count(store: Store) -> None:
-    store.save_token("hash", 100.0, 1)
+    store.save_token("hash", 100.0, 1, now_s=0.0)
     assert store.spend_token("hash", 200.0) == "expired"
     assert store.spend_token("hash", 50.0) == "ok"
+
+
+def test_tokens_that_expired_long_ago_are_forgotten_when_a_new_one_is_kept(store: Store) -> None:
+    day_s = 24 * 3600.0
+    for name, expires_at_s in (("old", 100.0), ("late", 200.0), ("good", 9 * day_s)):
+        store.save_token(name, expires_at_s, None, now_s=0.0)
+    store.save_token("new", 9 * day_s, None, now_s=day_s + 150)
+    now_s = day_s + 150
+    verdicts = {name: store.spend_token(name, now_s) for name in ("old", "late", "good", "new")}
+    assert verdicts == {"old": "unknown", "late": "expired", "good": "ok", "new": "ok"}
+
+
+def device_measured(agent: str, ggml_device: str = "CPU", gb_per_s: float = 20.0) -> DeviceMeasured:
+    return DeviceMeasured(
+        agent_id=AgentId(agent),
+        ggml_device=ggml_device,
+        taken_at="2026-10-01T00:00:00+00:00",
+        rpc_protocol="7.0.0",
+        engine_build="x",
+        temperature_c=41.5,
+        decode_bytes_per_s={"Q4_K": gb_per_s * 1e9},
+        prefill_flop_per_s={"Q4_K": 2e11},
+        op_overhead_s=1e-6,
+        hop_overhead_s=2e-3,
+        correction=1.25,
+    )
+
+
+def link_measured(agent: str, rtt_p50_s: float = 1e-3) -> LinkMeasured:
+    return LinkMeasured(
+        agent_id=AgentId(agent),
+        taken_at="2026-10-01T00:00:00+00:00",
+        rtt_p50_s=rtt_p50_s,
+        rtt_p90_s=2e-3,
+        up_bytes_per_s=1e8,
+        down_bytes_per_s=2e8,
+    )
+
+
+def test_measurements_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    first = Store(tmp_path / "s.db")
+    devices = [device_measured("a"), device_measured("a", "CUDA0"), device_measured("b")]
+    links = [link_measured("a"), link_measured("b")]
+    for device in reversed(devices):
+        first.save_measurement(device)
+    for link in reversed(links):
+        first.save_measurement(link)
+    first.close()
+    again = Store(tmp_path / "s.db")
+    assert again.device_measurements() == devices
+    assert again.link_measurements() == links
+    again.close()
+
+
+def test_a_measurement_replaces_the_one_before_and_no_other(store: Store) -> None:
+    store.save_measurement(device_measured("a"))
+    store.save_measurement(device_measured("a", "CUDA0"))
+    store.save_measurement(link_measured("a"))
+    store.save_measurement(device_measured("a", gb_per_s=5.0))
+    store.save_measurement(link_measured("a", rtt_p50_s=7e-3))
+    assert store.device_measurements() == [
+        device_measured("a", gb_per_s=5.0),
+        device_measured("a", "CUDA0"),
+    ]
+    assert store.link_measurements() == [link_measured("a", rtt_p50_s=7e-3)]
+
+
+def test_a_device_is_forgotten_with_its_link(store: Store) -> None:
+    for agent in ("a", "b"):
+        store.save_measurement(device_measured(agent))
+        store.save_measurement(link_measured(agent))
+    store.forget_measurements(AgentId("a"))
+    store.forget_measurements(AgentId("never was"))
+    assert store.device_measurements() == [device_measured("b")]
+    assert store.link_measurements() == [link_measured("b")]
+
+
+def test_a_database_of_an_older_version_is_brought_up_and_keeps_what_it_has(
+    tmp_path: Path,
+) -> None:
+    with sqlite3.connect(tmp_path / "s.db") as raw:
+        raw.executescript(f"{MIGRATIONS[0]} PRAGMA user_version = 1;")
+        raw.execute("INSERT INTO agents (id, name, serial, joined_at) VALUES ('1', 'm', 'A', 'x')")
+    raw.close()
+    store = Store(tmp_path / "s.db")
+    store.save_measurement(link_measured("1"))
+    assert [row[1] for row in store.agents()] == ["m"]
+    assert store.link_measurements() == [link_measured("1")]
+    store.close()
 
 
 def test_the_schema_has_the_newest_version_and_opening_again_changes_nothing(
@@ -174,7 +265,9 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path)
     with sqlite3.connect(path) as raw:
         raw.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     raw.close()
-    with pytest.raises(StoreUnusable, match=r"written by a newer version \(schema 2, ours is 1\)"):
+    ours = len(MIGRATIONS)
+    says = f"written by a newer version (schema {ours + 1}, ours is {ours})"
+    with pytest.raises(StoreUnusable, match=re.escape(says)):
         Store(path)
     with sqlite3.connect(path) as raw:
         assert raw.execute("SELECT name FROM sqlite_master").fetchall() == []

@@ -1,0 +1,58 @@
+"""What the REST API answers and takes, where that is no entity."""
+
+from pydantic import Field
+
+from agents.contract import EngineFacts
+from supervisor.core.entities import Deployment, Device, FrozenModel, Plan
+from supervisor.core.planning import WhatIf
+
+
+class JoinCodeView(FrozenModel):
+    """A join code and the line that uses it."""
+
+    code: str
+    command: str
+    termux_command: str
+    expires_at: str
+
+
+class LogChunk(FrozenModel):
+    """A piece of a log; ``offset`` is where to go on."""
+
+    process: str
+    file: str
+    offset: int
+    text: str
+
+
+class ShellCommand(FrozenModel):
+    """One command of a launch and the host to run it on."""
+
+    host: str
+    command: str
+
+
+class PlanView(FrozenModel):
+    """A plan, what would change it, and the commands it comes to; their ports are examples."""
+
+    plan: Plan
+    what_ifs: tuple[WhatIf, ...]
+    commands: tuple[ShellCommand, ...]
+
+
+class SessionRequest(FrozenModel):
+    """Sign-in of the dashboard."""
+
+    key: str = Field(max_length=512)
+
+
+class Snapshot(FrozenModel):
+    """Everything that the dashboard shows."""
+
+    version: str
+    main_host: str
+    url: str
+    time: str
+    engine: EngineFacts | None
+    devices: list[Device]
+    deployments: list[Deployment]

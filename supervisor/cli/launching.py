@@ -1,0 +1,147 @@
+"""Commands that plan and launch, with the same wishes."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from supervisor.cli import output, watching
+from supervisor.cli.client import Client
+from supervisor.cli.options import AsJson, Key, Url
+from supervisor.core.entities import Preset
+from supervisor.errors import EngineExited
+
+Model = Annotated[str, typer.Argument(help="GGUF file on the main host")]
+Ctx = Annotated[int, typer.Option(help="context, tokens")]
+MinCtx = Annotated[int | None, typer.Option(help="shrink the context down to this if need be")]
+Slots = Annotated[int, typer.Option(help="parallel sequences")]
+Devices = Annotated[str, typer.Option(help="use all of these and no others, a,b,c")]
+Exclude = Annotated[str, typer.Option(help="never use these, a,b")]
+Order = Annotated[str, typer.Option(help="use all of these in this order, a,b,c")]
+Split = Annotated[str, typer.Option(help="layers of each named device, 20,13")]
+Kv = Annotated[str | None, typer.Option(help="type of the KV cache: f16, q8_0, ...")]
+Ubatch = Annotated[int | None, typer.Option(help="prompt tokens computed at once")]
+PinOutput = Annotated[
+    str | None, typer.Option(help="device that computes the output layer, or 'main host'")
+]
+Goal = Annotated[Preset, typer.Option(help="what to optimise for")]
+
+
+def plan(
+    model: Annotated[str, typer.Argument(help="GGUF file on the main host, or REPO[:QUANT]")],
+    ctx: Ctx = 4096,
+    min_ctx: MinCtx = None,
+    slots: Slots = 1,
+    devices: Devices = "",
+    exclude: Exclude = "",
+    order: Order = "",
+    split: Split = "",
+    kv: Kv = None,
+    ubatch: Ubatch = None,
+    pin_output: PinOutput = None,
+    goal: Goal = Preset.BALANCED,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how a model would be placed, how fast it would be, and why. Starts nothing."""
+    spec = _spec(
+        model, ctx, min_ctx, slots, devices, exclude, order, split, kv, ubatch, pin_output, goal
+    )
+    _show_plan(Client(url, key), spec, as_json=as_json)
+
+
+def launch(
+    model: Model,
+    name: Annotated[str | None, typer.Option(help="name of the deployment")] = None,
+    ctx: Ctx = 4096,
+    min_ctx: MinCtx = None,
+    slots: Slots = 1,
+    devices: Devices = "",
+    exclude: Exclude = "",
+    order: Order = "",
+    split: Split = "",
+    kv: Kv = None,
+    ubatch: Ubatch = None,
+    pin_output: PinOutput = None,
+    goal: Goal = Preset.BALANCED,
+    wait: Annotated[bool, typer.Option(help="wait until it is ready, or has failed")] = False,
+    dry_run: Annotated[bool, typer.Option(help="print the plan, start nothing")] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Launch a model over the devices that make it fastest, or over those that you name."""
+    spec = _spec(
+        model, ctx, min_ctx, slots, devices, exclude, order, split, kv, ubatch, pin_output, goal
+    )
+    client = Client(url, key)
+    if dry_run:
+        _show_plan(client, spec, as_json=as_json)
+        return
+    deployment = client.post("/api/deployments", spec | ({"name": name} if name else {}))
+    if wait:
+        deployment = watching.wait_until_settled(client, deployment["id"], quiet=as_json)
+    if as_json:
+        output.print_json(deployment)
+    else:
+        output.console.print(output.deployments_table([deployment]))
+    if wait and deployment["state"] != "ready":
+        raise EngineExited(deployment["reason"] or f"the deployment is {deployment['state']}")
+
+
+def _show_plan(client: Client, spec: dict[str, Any], *, as_json: bool) -> None:
+    answer = client.post("/api/plan", spec)
+    if as_json:
+        output.print_json(answer)
+    else:
+        output.print_plan(answer)
+
+
+def _spec(
+    model: str,
+    ctx: int,
+    min_ctx: int | None,
+    slots: int,
+    devices: str,
+    exclude: str,
+    order: str,
+    split: str,
+    kv: str | None,
+    ubatch: int | None,
+    pin_output: str | None,
+    goal: Preset,
+) -> dict[str, Any]:
+    return {
+        "model": _model_path(model),
+        "ctx_tokens": ctx,
+        "min_ctx_tokens": min_ctx,
+        "slots": slots,
+        "devices": _names(devices),
+        "exclude": _names(exclude),
+        "order": _names(order),
+        "split": _numbers(split),
+        "kv_type": kv,
+        "ubatch": ubatch,
+        "pin_output": pin_output,
+        "goal": goal,
+    }
+
+
+def _model_path(model: str) -> str:
+    """A path of this host in full; anything else is the supervisor's to judge."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else model
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a list of whole numbers", param_hint="--split"
+        ) from None

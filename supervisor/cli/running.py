@@ -1,0 +1,56 @@
+"""Commands that start, show and stop deployments."""
+
+from typing import Annotated
+
+import typer
+
+from supervisor.cli import output, watching
+from supervisor.cli.client import Client
+from supervisor.cli.options import AsJson, Key, Name, Url
+
+
+def status(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Show devices and deployments."""
+    snapshot = Client(url, key).get("/api/status")
+    if as_json:
+        output.print_json(snapshot)
+        return
+    output.console.print(output.devices_table(snapshot["devices"]))
+    output.console.print(output.deployments_table(snapshot["deployments"]))
+
+
+def stop(name: Name = None, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Stop a deployment; returns when nothing of it runs."""
+    _change(Client(url, key), name, "stop", as_json)
+
+
+def start(name: Name = None, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Start a stopped or failed deployment again."""
+    _change(Client(url, key), name, "start", as_json)
+
+
+def _change(client: Client, name: str | None, verb: str, as_json: bool) -> None:
+    chosen = watching.only_deployment(client, name)
+    deployment = client.post(f"/api/deployments/{chosen}/{verb}")
+    if as_json:
+        output.print_json(deployment)
+    else:
+        output.console.print(output.deployments_table([deployment]))
+
+
+def show_logs(
+    name: Name = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="go on until Ctrl-C")] = False,
+    worker: Annotated[str, typer.Option(help="log of this device's rpc-server instead")] = "",
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the log of llama-server, or of a worker."""
+    client = Client(url, key)
+    chosen = watching.only_deployment(client, name)
+    process = worker or "llama-server"
+    if as_json:
+        output.print_json(client.get(f"/api/deployments/{chosen}/logs", process=process))
+        return
+    watching.follow_log(client, chosen, process, follow=follow)

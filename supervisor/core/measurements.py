@@ -1,0 +1,63 @@
+"""What was measured of devices and links, and when it stops being true."""
+
+from datetime import datetime, timedelta
+
+from pydantic import Field
+
+from supervisor.core.entities import AgentId, FrozenModel
+
+
+class DeviceMeasured(FrozenModel):
+    """Speed of one ggml device, measured by its agent through its own rpc-server."""
+
+    agent_id: AgentId
+    ggml_device: str
+    taken_at: str = Field(description="ISO 8601 with time zone")
+    rpc_protocol: str
+    engine_build: str
+    temperature_c: float | None = None
+    decode_bytes_per_s: dict[str, float] = Field(description="by ggml type")
+    prefill_flop_per_s: dict[str, float] = Field(description="by ggml type")
+    op_overhead_s: float = Field(ge=0, description="fixed time of one operation of a graph")
+    hop_overhead_s: float = Field(ge=0, description="fixed time of one token beyond the round trip")
+    correction: float = Field(
+        default=1.0, gt=0, description="what runs took divided by what was predicted"
+    )
+
+
+class LinkMeasured(FrozenModel):
+    """The path from the main host to one device's rpc-server."""
+
+    agent_id: AgentId
+    taken_at: str
+    rtt_p50_s: float = Field(ge=0)
+    rtt_p90_s: float = Field(ge=0)
+    up_bytes_per_s: float = Field(gt=0)
+    down_bytes_per_s: float = Field(gt=0)
+
+
+def why_stale(
+    taken_at: str,
+    now: datetime,
+    *,
+    keeps: timedelta,
+    build: tuple[str, str] = ("", ""),
+    protocol: tuple[str, str] = ("", ""),
+) -> str:
+    """Why a measurement no longer counts, or nothing.
+
+    Args:
+        taken_at: When it was taken.
+        now: With a time zone.
+        keeps: How long a measurement is believed.
+        build: Engine build then and now; unknown ones are empty and match.
+        protocol: RPC protocol then and now.
+    """
+    if all(protocol) and protocol[0] != protocol[1]:
+        return f"it was measured with RPC {protocol[0]}, now it is {protocol[1]}"
+    if all(build) and build[0] != build[1]:
+        return f"it was measured with build {build[0]}, now it is {build[1]}"
+    age = now - datetime.fromisoformat(taken_at)
+    if age > keeps:
+        return f"it was measured {age.days} days ago"
+    return ""

@@ -1,0 +1,229 @@
+"""What the planner is offered: the devices' own facts joined with what was measured of them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from agents.contract import DeviceFacts, GgmlDevice
+from supervisor.core import guesses
+from supervisor.core.entities import AgentId, Device
+from supervisor.core.measurements import DeviceMeasured, LinkMeasured
+from supervisor.core.memory import MIB, Platform
+from supervisor.core.model_shape import ModelShape
+from supervisor.core.planning import DeviceOffer, HostOffer
+from supervisor.core.speed import DeviceSpeed, LinkSpeed
+
+LAYER_OPERATIONS: Final = 20
+"""Nodes of a llama layer's graph that compute something; each costs a fixed time."""
+
+USUAL_TYPE: Final = "Q4_K"
+HOT_C: Final = 85.0
+HOT_BATTERY_C: Final = 43.0
+HOST_WORKSPACE_BYTES: Final = 256 * MIB
+"""llama-server itself: its graph, its buffers for requests, and Python beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A ggml device that may hold layers, and how the planner calls it."""
+
+    name: str
+    device: Device
+    facts: DeviceFacts
+    ggml: GgmlDevice
+
+    @property
+    def shares_host_memory(self) -> bool:
+        """Whether its memory is the one that programs have, and not a card's own."""
+        return self.ggml.is_cpu or self.facts.platform in ("macos", "android")
+
+    @property
+    def available_bytes(self) -> int:
+        """Memory that may really be taken: rpc-servers report all memory of a CPU as free."""
+        if self.ggml.is_cpu:
+            return self.facts.memory_available_bytes
+        if self.shares_host_memory:
+            return min(self.ggml.free_bytes, self.facts.memory_available_bytes)
+        return self.ggml.free_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What the main host is."""
+
+    boot_id: str
+    platform: str
+    cores: int
+    available_bytes: int
+    may_hold_layers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """The measurements that still count."""
+
+    devices: Mapping[tuple[AgentId, str], DeviceMeasured]
+    links: Mapping[AgentId, LinkMeasured]
+
+
+def places_of(device: Device) -> list[Place]:
+    """The ggml devices of a device that can take layers.
+
+    Where a GPU shares the memory of programs, the CPU beside it has nothing of its own to offer.
+    """
+    facts = device.facts
+    if facts is None:
+        return []
+    usable = [ggml for ggml in facts.ggml_devices if not ggml.name.upper().startswith("BLAS")]
+    cards = [ggml for ggml in usable if not ggml.is_cpu]
+    if cards and facts.platform in ("macos", "android"):
+        usable = cards
+    single = len(usable) == 1
+    return [
+        Place(device.name if single else f"{device.name}/{ggml.name}", device, facts, ggml)
+        for ggml in usable
+    ]
+
+
+def is_on(place: Place, host: HostFacts) -> bool:
+    """Whether a place is in the main host itself."""
+    return bool(host.boot_id) and place.facts.boot_id == host.boot_id
+
+
+def holds_layers_itself(host: HostFacts, places: Iterable[Place]) -> bool:
+    """Whether llama-server's own processor may hold layers; not beside a GPU in the same memory."""
+    return host.may_hold_layers and not any(
+        is_on(place, host) and place.shares_host_memory and not place.ggml.is_cpu
+        for place in places
+    )
+
+
+def is_host_itself(place: Place, host: HostFacts) -> bool:
+    """Whether a place is the very processor that llama-server can use without any worker."""
+    return host.may_hold_layers and place.ggml.is_cpu and is_on(place, host)
+
+
+def device_offers(
+    places: Sequence[Place], host: HostFacts, measured: Measurements, shape: ModelShape
+) -> tuple[DeviceOffer, ...]:
+    """One offer per place; places that share memory are offered their part of it."""
+    parts = _shared(places, host, shape)
+    return tuple(
+        DeviceOffer(
+            name=place.name,
+            platform=_platform(place),
+            available_bytes=parts.get(place.name, place.available_bytes),
+            speed=_speed(place, measured, shape),
+            link=_link(place, measured),
+            is_reliable=_is_reliable(place),
+        )
+        for place in places
+    )
+
+
+def host_offer(
+    host: HostFacts, places: Sequence[Place], measured: Measurements, shape: ModelShape
+) -> HostOffer:
+    """The main host's own processor; it was measured if an agent of ours runs on it."""
+    own = [p for p in places if is_on(p, host) and p.ggml.is_cpu]
+    known = (measured.devices.get((p.device.id, p.ggml.name)) for p in own)
+    found = next((m for m in known if m is not None), None)
+    speed = (
+        _measured_speed(found, shape)
+        if found
+        else guesses.device_speed("CPU", host.platform, host.cores)
+    )
+    return HostOffer(
+        available_bytes=host.available_bytes,
+        speed=speed,
+        platform=Platform.ANDROID if host.platform == "android" else Platform.CPU,
+        may_hold_layers=holds_layers_itself(host, places),
+    )
+
+
+def host_reserve_bytes(shape: ModelShape) -> int:
+    """What llama-server needs for itself, before it holds any layer: planning.md 2.1."""
+    largest = max((layer.largest_bytes for layer in shape.layers), default=0)
+    sending = 2 * max(largest, shape.output.largest_bytes)
+    return shape.input_bytes + sending + HOST_WORKSPACE_BYTES
+
+
+def _shared(places: Sequence[Place], host: HostFacts, shape: ModelShape) -> dict[str, int]:
+    """The same bytes are never offered twice: equal parts for places in one memory."""
+    groups: dict[str, list[Place]] = {}
+    for place in places:
+        if place.shares_host_memory:
+            groups.setdefault(place.facts.boot_id or place.device.id, []).append(place)
+    parts: dict[str, int] = {}
+    for group in groups.values():
+        reserve = host_reserve_bytes(shape) if is_on(group[0], host) else 0
+        for place in group:
+            parts[place.name] = max(0, place.available_bytes - reserve) // len(group)
+    return parts
+
+
+def _platform(place: Place) -> Platform:
+    if place.facts.platform == "android":
+        return Platform.ANDROID
+    return Platform.CPU if place.ggml.is_cpu else Platform.GPU
+
+
+def _speed(place: Place, measured: Measurements, shape: ModelShape) -> DeviceSpeed:
+    found = measured.devices.get((place.device.id, place.ggml.name))
+    if found is not None:
+        return _measured_speed(found, shape)
+    return guesses.device_speed(place.ggml.name, place.facts.platform, place.facts.cores)
+
+
+def _measured_speed(found: DeviceMeasured, shape: ModelShape) -> DeviceSpeed:
+    """Decode for every type that was measured; prefill for the type that most of the model has."""
+    decode, prefill = found.decode_bytes_per_s, found.prefill_flop_per_s
+    main = _main_type(shape)
+    usual = decode.get(main) or decode.get(USUAL_TYPE) or min(decode.values())
+    return DeviceSpeed(
+        decode_bytes_per_s=usual / found.correction,
+        decode_by_type={name: rate / found.correction for name, rate in decode.items()},
+        prefill_flops=prefill.get(main) or prefill.get(USUAL_TYPE) or min(prefill.values()),
+        layer_overhead_s=LAYER_OPERATIONS * found.op_overhead_s * found.correction,
+    )
+
+
+def _main_type(shape: ModelShape) -> str:
+    totals: dict[str, int] = {}
+    for layer in shape.layers:
+        totals[layer.main_type] = totals.get(layer.main_type, 0) + layer.read_bytes
+    return max(totals, key=totals.__getitem__, default=USUAL_TYPE)
+
+
+def _link(place: Place, measured: Measurements) -> LinkSpeed:
+    found = measured.links.get(place.device.id)
+    own = measured.devices.get((place.device.id, place.ggml.name))
+    overhead_s = own.hop_overhead_s if own else guesses.TOKEN_OVERHEAD_S
+    if found is None:
+        round_trip = place.device.round_trip_ms
+        guess = guesses.link_speed(
+            place.device.address,
+            place.facts.platform,
+            None if round_trip is None else round_trip / 1e3,
+        )
+        return guess.model_copy(update={"overhead_s": overhead_s})
+    return LinkSpeed(
+        rtt_p50_s=found.rtt_p50_s,
+        rtt_p90_s=found.rtt_p90_s,
+        up_bytes_per_s=found.up_bytes_per_s,
+        down_bytes_per_s=found.down_bytes_per_s,
+        overhead_s=overhead_s,
+    )
+
+
+def _is_reliable(place: Place) -> bool:
+    """Phones are on Wi-Fi, and the system may end programs; batteries run out; heat throttles."""
+    return not any(_doubts(place))
+
+
+def _doubts(place: Place) -> Iterator[bool]:
+    facts = place.facts
+    yield facts.platform == "android"
+    yield facts.battery_charging is False
+    limit_c = HOT_BATTERY_C if facts.platform == "android" else HOT_C
+    yield facts.temperature_c is not None and facts.temperature_c >= limit_c

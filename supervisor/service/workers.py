@@ -1,0 +1,246 @@
+"""The workers of one launch: started, verified once while idle, watched, and stopped."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from agents.contract import EngineFacts, RpcServerSpec, RpcServerStatus, WorkerState
+from agents.errors import ProjectError
+from agents.rpc_protocol import Outcome, ProbeResult, Triple
+from supervisor.core.entities import AgentId, DeploymentId, LaunchId, Plan, WorkerRecord
+from supervisor.core.membership import DeviceCondition
+from supervisor.errors import (
+    AgentRefused,
+    AgentUnreachable,
+    DeviceUnknown,
+    WorkerBusy,
+    WorkerIncompatible,
+    WorkerLost,
+    WorkerNotRpcServer,
+    WorkerUnreachable,
+)
+from supervisor.ports import AgentPort
+from supervisor.service.tools import Tools
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_STOP_S = 8.0
+"""Longer than an agent's own grace for its rpc-server; a lost device is not waited for longer."""
+
+_SOON_S = 0.5
+"""For a status that is nice to have; after that the last heartbeat has to do."""
+
+
+class Workers:
+    """The rpc-servers of a plan, through their agents. A plan without devices has none."""
+
+    def __init__(self, tools: Tools, plan: Plan, launch_id: LaunchId) -> None:
+        self._tools = tools
+        self._registry = tools.registry
+        self._plan = plan
+        self._launch_id = launch_id
+        self._name = {shard.agent_id: shard.device for shard in plan.shards}
+        self._started: list[AgentId] = []
+        self.before: dict[AgentId, RpcServerStatus] = {}
+        """Each worker as it was just before llama-server."""
+
+    @property
+    def agents(self) -> dict[AgentId, tuple[str, AgentPort]]:
+        """Names and agents, in the order of ``--rpc``."""
+        return {a: (self._name[a], self._registry.agent(a)) for a in self._plan.agent_ids}
+
+    # -- before llama-server -----------------------------------------------------------------
+
+    async def start(self, deployment: DeploymentId) -> dict[AgentId, RpcServerStatus]:
+        """Reserve the devices and start every rpc-server, all at once.
+
+        Raises:
+            ProjectError: The first that failed; the others are cancelled.
+        """
+        for agent_id in self._plan.agent_ids:
+            self._registry.reserve(agent_id, deployment)
+        return await self._all(self._start)
+
+    async def verify(
+        self, statuses: Mapping[AgentId, RpcServerStatus], engine: EngineFacts
+    ) -> dict[AgentId, WorkerRecord]:
+        """One probe of each from here, once, while it is idle. From now on nobody touches it.
+
+        Raises:
+            ProjectError: The first that is not usable.
+        """
+        return await self._all(lambda a: self._verify(a, statuses[a], engine))
+
+    async def _start(self, agent_id: AgentId) -> RpcServerStatus:
+        limit_s = self._tools.settings.worker_ready_s
+        spec = RpcServerSpec(
+            generation=self._launch_id,
+            host=self._registry.device(agent_id).address,
+            launch=str(self._launch_id),
+            devices=[s.ggml_device for s in self._plan.shards if s.agent_id == agent_id],
+            ready_deadline_s=limit_s,
+        )
+        agent = self._registry.agent(agent_id)
+        self._started.append(agent_id)
+        status = await agent.start_rpc_server(spec, wait_s=limit_s + 1)
+        if status.state is not WorkerState.READY:
+            raise AgentRefused(
+                f"{self._name[agent_id]}: {status.detail or f'rpc-server is {status.state}'}",
+                status.error_code or "rpc_server_silent",
+            )
+        return status
+
+    async def _verify(
+        self, agent_id: AgentId, status: RpcServerStatus, engine: EngineFacts
+    ) -> WorkerRecord:
+        name, device = self._name[agent_id], self._registry.device(agent_id)
+        expected = Triple.parse(engine.rpc_protocol) if engine.rpc_protocol else None
+        result = await self._tools.probe(
+            status.host, status.port, deadline_s=self._tools.settings.verify_s, expected=expected
+        )
+        _check_probe(name, f"{status.host}:{status.port}", result)
+        build = device.facts.engine.build if device.facts and device.facts.engine else ""
+        if build and engine.build and build != engine.build:
+            raise WorkerIncompatible(
+                f"{name} runs llama.cpp {build}, the main host {engine.build}; mixed builds give "
+                "wrong results without a word: install the same build on both"
+            )
+        # How many clients it had before llama-server, our probe included: tells later who was never
+        # connected to.
+        self.before[agent_id] = replace(
+            status,
+            clients_accepted=status.clients_accepted + 1,
+            clients_closed=status.clients_closed + 1,
+        )
+        self._registry.took_round_trip(agent_id, round(result.round_trip_s * 1e3, 2))
+        return WorkerRecord(
+            agent_id=agent_id,
+            device=name,
+            host=status.host,
+            port=status.port,
+            rpc_protocol=str(result.triple or ""),
+            engine_build=build,
+            round_trip_ms=round(result.round_trip_s * 1e3, 3),
+            argv=tuple(status.argv),
+            environment=status.environment,
+        )
+
+    # -- while it serves ---------------------------------------------------------------------
+
+    def raise_if_lost(self) -> None:
+        """Look at the last heartbeats.
+
+        Raises:
+            WorkerLost: Names the device and what happened to it.
+        """
+        for agent_id in self._plan.agent_ids:
+            self._raise_if_lost(agent_id)
+
+    async def witness(self, phase: str) -> ProjectError | None:
+        """Which worker says itself that it died, if any; asked after llama-server ended."""
+        for agent_id in self._plan.agent_ids:
+            try:
+                status = await self._registry.agent(agent_id).rpc_server()
+            except (AgentUnreachable, AgentRefused) as exc:
+                return WorkerLost(f"llama-server lost a worker during {phase}: {exc}")
+            if status.state is WorkerState.FAILED:
+                return WorkerLost(
+                    f"llama-server lost {self._name[agent_id]} during {phase}: {status.detail}"
+                )
+        return None
+
+    async def statuses_soon(self) -> dict[AgentId, RpcServerStatus]:
+        """What each agent says now; of one that does not answer at once, its last heartbeat."""
+        found = await asyncio.gather(*(self._status_soon(a) for a in self._plan.agent_ids))
+        pairs = zip(self._plan.agent_ids, found, strict=True)
+        return {agent_id: status for agent_id, status in pairs if status is not None}
+
+    async def _status_soon(self, agent_id: AgentId) -> RpcServerStatus | None:
+        status = None
+        with contextlib.suppress(AgentUnreachable, AgentRefused, TimeoutError, DeviceUnknown):
+            async with asyncio.timeout(_SOON_S):
+                status = await self._registry.agent(agent_id).rpc_server()
+        if status is None:
+            with contextlib.suppress(DeviceUnknown):
+                status = self._registry.device(agent_id).rpc_server
+        return status if status and status.generation == self._launch_id else None
+
+    def _raise_if_lost(self, agent_id: AgentId) -> None:
+        name = self._name[agent_id]
+        try:
+            device = self._registry.device(agent_id)
+        except DeviceUnknown:
+            raise WorkerLost(f"{name} was removed from the cluster while it served") from None
+        if device.state == DeviceCondition.LOST:
+            raise WorkerLost(f"{name}: {device.reason}")
+        status = device.rpc_server
+        if status is None or status.generation < self._launch_id:
+            return  # its last heartbeat is older than this launch
+        if status.generation > self._launch_id:
+            raise WorkerLost(f"{name} was taken over by launch {status.generation}")
+        if status.state in (WorkerState.FAILED, WorkerState.STOPPED):
+            why = status.detail or f"its rpc-server is {status.state}; was its agent restarted?"
+            raise WorkerLost(f"{name}: {why}")
+
+    # -- the end -----------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """End every worker that was started. One out of reach ends itself with its agent."""
+        await asyncio.gather(*(self._stop(agent_id) for agent_id in self._started))
+
+    async def _stop(self, agent_id: AgentId) -> None:
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await self._registry.agent(agent_id).stop_rpc_server(self._launch_id)
+        except (AgentUnreachable, AgentRefused, DeviceUnknown, TimeoutError) as exc:
+            reason = str(exc) or f"no answer within {_STOP_S:g} s"
+            extra = {"device": self._name[agent_id], "reason": reason}
+            log.warning("worker.not_stopped", extra=extra)
+
+    async def _all(self, step: Callable[[AgentId], Awaitable[T]]) -> dict[AgentId, T]:
+        """Do one step for every worker at once; the first failure cancels the others."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {
+                    agent_id: group.create_task(_awaited(step(agent_id)))
+                    for agent_id in self._plan.agent_ids
+                }
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return {agent_id: task.result() for agent_id, task in tasks.items()}
+
+
+async def _awaited(step: Awaitable[T]) -> T:
+    return await step
+
+
+def _check_probe(name: str, endpoint: str, result: ProbeResult) -> None:
+    match result.outcome:
+        case Outcome.READY:
+            return
+        case Outcome.BUSY:
+            raise WorkerBusy(
+                f"the rpc-server of {name} at {endpoint} accepts connections but does not answer: "
+                "somebody else is connected to it, and it serves one client at a time; "
+                "close that client (another llama-server, or a port probe)"
+            )
+        case Outcome.INCOMPATIBLE:
+            raise WorkerIncompatible(
+                f"{name} at {endpoint}: {result.detail}; install the same llama.cpp build on both"
+            )
+        case Outcome.NOT_RPC_SERVER:
+            raise WorkerNotRpcServer(
+                f"what listens on {endpoint} of {name} is not an rpc-server ({result.detail}); "
+                "stop it, or let the agent choose another port"
+            )
+        case Outcome.REFUSED | Outcome.UNREACHABLE:
+            raise WorkerUnreachable(
+                f"the main host cannot reach the rpc-server of {name} at {endpoint} "
+                f"({result.detail}), though its agent says that it is ready; check the firewall "
+                "of that device and the network between both"
+            )

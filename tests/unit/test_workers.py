@@ -1,0 +1,175 @@
+"""The workers of a launch through their agents: who answers, who hangs, and what counts then."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from agents.contract import (
+    DeviceFacts,
+    Heartbeat,
+    MeasurementProgress,
+    MeasurementResult,
+    MeasurementSpec,
+    RpcServerSpec,
+    RpcServerStatus,
+    WorkerState,
+)
+from supervisor.adapters.store import Store
+from supervisor.core.entities import AgentId, DeploymentId, LaunchId, ModelFacts, Plan, Shard
+from supervisor.errors import AgentRefused, AgentUnreachable, WorkerLost
+from supervisor.ports import AgentPort, IssuerPort
+from supervisor.service.events import EventBus
+from supervisor.service.registry import Registry
+from supervisor.service.tools import Tools
+from supervisor.service.workers import Workers
+from supervisor.settings import Settings
+
+LAUNCH = LaunchId(7)
+ONE, TWO = AgentId("one"), AgentId("two")
+
+
+def said(resident: int | None, generation: int = LAUNCH) -> RpcServerStatus:
+    return RpcServerStatus(WorkerState.READY, generation=generation, resident_bytes=resident)
+
+
+@dataclass
+class Agent:
+    """An agent that answers with what it is told, or never."""
+
+    answer: RpcServerStatus | Exception | None = None
+    started: list[RpcServerSpec] = field(default_factory=list)
+    stopped: list[int] = field(default_factory=list)
+
+    async def rpc_server(self, *, wait_s: float = 0.0) -> RpcServerStatus:
+        if self.answer is None:
+            await asyncio.Event().wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        assert self.answer is not None
+        return self.answer
+
+    async def start_rpc_server(self, spec: RpcServerSpec, *, wait_s: float) -> RpcServerStatus:
+        self.started.append(spec)
+        return await self.rpc_server()
+
+    async def stop_rpc_server(self, generation: int) -> RpcServerStatus:
+        self.stopped.append(generation)
+        return RpcServerStatus(WorkerState.STOPPED, generation=generation)
+
+    async def facts(self) -> DeviceFacts:
+        return DeviceFacts("", "", "linux")
+
+    async def log(self, offset: int) -> Mapping[str, object]:
+        return {}
+
+    async def measure(
+        self, spec: MeasurementSpec
+    ) -> AsyncGenerator[MeasurementProgress | MeasurementResult, None]:
+        yield MeasurementResult([])
+
+    async def close(self) -> None: ...
+
+
+class World:
+    """Two devices that have joined, and a plan over both."""
+
+    def __init__(self, folder: Path) -> None:
+        store = Store(folder / "s.db")
+        self.agents = {ONE: Agent(), TWO: Agent()}
+        for agent_id in self.agents:
+            store.save_agent(agent_id, agent_id, "01", "2026-01-01T00:00:00+00:00")
+        settings = Settings(data_folder=folder)
+
+        def connect(agent_id: str, *_: object) -> AgentPort:
+            return self.agents[AgentId(agent_id)]
+
+        issuer = cast(IssuerPort, None)  # nobody joins here
+        self.registry = Registry(settings, store, issuer, connect, EventBus())
+        tools = SimpleNamespace(settings=settings, registry=self.registry)
+        self.tools = cast(Tools, tools)
+
+    def workers(self, *agent_ids: AgentId) -> Workers:
+        shards = tuple(
+            Shard(agent_id=a, device=a, ggml_device="CPU", host="10.0.0.1", layers=1)
+            for a in agent_ids
+        )
+        model = ModelFacts(path="/m", name="m", architecture="llama", block_count=1, size_bytes=1)
+        plan = Plan(model=model, ctx_tokens=512, slots=1, shards=shards)
+        return Workers(self.tools, plan, LAUNCH)
+
+    async def hear(self, agent_id: AgentId, status: RpcServerStatus) -> None:
+        facts = DeviceFacts(agent_id, agent_id, "linux")
+        await self.registry.heard(agent_id, Heartbeat(facts, status, 8102), "10.0.0.1")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def test_an_agent_that_answers_is_believed_before_its_heartbeat(world: World) -> None:
+    await world.hear(ONE, said(1))
+    world.agents[ONE].answer = said(2)
+    assert await world.workers(ONE).statuses_soon() == {ONE: said(2)}
+
+
+@pytest.mark.parametrize("silence", [None, AgentUnreachable("gone"), AgentRefused("no", "code")])
+async def test_a_lost_device_is_not_waited_for_its_last_heartbeat_counts(
+    world: World, silence: Exception | None
+) -> None:
+    world.agents[ONE].answer, world.agents[TWO].answer = silence, said(2)
+    await world.hear(ONE, said(1))
+    async with asyncio.timeout(5):
+        assert await world.workers(ONE, TWO).statuses_soon() == {ONE: said(1), TWO: said(2)}
+
+
+async def test_what_was_said_of_another_launch_does_not_count(world: World) -> None:
+    await world.hear(ONE, said(1, LAUNCH - 1))
+    world.agents[TWO].answer = said(2, LAUNCH + 1)
+    async with asyncio.timeout(5):
+        assert await world.workers(ONE, TWO).statuses_soon() == {}
+
+
+async def test_a_device_that_was_removed_is_no_error_at_the_end(world: World) -> None:
+    workers = world.workers(ONE)
+    await world.registry.remove(ONE)
+    assert await workers.statuses_soon() == {}
+    with pytest.raises(WorkerLost, match="removed"):
+        workers.raise_if_lost()
+
+
+async def test_a_plan_without_devices_has_no_workers(world: World) -> None:
+    nobody = world.workers()
+    async with asyncio.timeout(5):
+        assert await nobody.start(DeploymentId("test")) == {}
+        assert await nobody.statuses_soon() == {}
+        assert await nobody.witness("loading") is None
+        nobody.raise_if_lost()
+        await nobody.stop()
+    assert nobody.agents == {}
+    assert all(device.used_by is None for device in world.registry.devices())
+
+
+async def test_only_workers_that_were_started_are_stopped(world: World) -> None:
+    workers = world.workers(ONE)
+    world.agents[ONE].answer = said(1)
+    await workers.stop()
+    assert world.agents[ONE].stopped == []
+    await workers.start(DeploymentId("test"))
+    await workers.stop()
+    assert world.agents[ONE].stopped == [LAUNCH]
+    assert world.agents[TWO].stopped == []
+
+
+async def test_a_worker_that_says_it_died_is_the_witness(world: World) -> None:
+    world.agents[ONE].answer = said(1)
+    failed = RpcServerStatus(WorkerState.FAILED, generation=LAUNCH, detail="killed by SIGKILL")
+    world.agents[TWO].answer = failed
+    lost = await world.workers(ONE, TWO).witness("serving")
+    assert isinstance(lost, WorkerLost)
+    assert "lost two during serving: killed by SIGKILL" in str(lost)

@@ -1,6 +1,7 @@
 """Every kind of bad input gets one sentence, a 4xx or status 1, and leaves nothing running."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
@@ -159,25 +160,28 @@ async def test_a_taken_port_is_named_when_the_supervisor_starts(tmp_path: Path) 
     assert "Traceback" not in done.stderr
 
 
+def worker_port() -> int | None:
+    """Where the rpc-server of this run will listen: its own, not one of somebody else here."""
+    for pid in engine_pids():
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        if argv[0].endswith("rpc-server") and "-p" in argv:
+            return int(argv[argv.index("-p") + 1])
+    return None
+
+
 @asynccontextmanager
-async def squatter(cluster: Cluster, name: str) -> AsyncIterator[None]:
+async def squatter() -> AsyncIterator[None]:
     """A second client that connects to a worker's rpc port the moment it is there."""
-    device = await cluster.device(name)
-    assert device is not None
     holding: list[asyncio.StreamWriter] = []
 
     async def hold() -> None:
+        port = None
         while not holding:
-            for port in range(8110, 8200):
-                log = cluster.folder / name / "logs"
-                if not log.exists():
-                    break
-                try:
+            with contextlib.suppress(OSError):
+                port = port or worker_port()
+                if port is not None:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
-                except OSError:
-                    continue
-                holding.append(writer)
-                break
+                    holding.append(writer)
             await asyncio.sleep(0.001)
 
     task = asyncio.create_task(hold())
@@ -195,7 +199,7 @@ async def test_a_second_client_on_an_rpc_port_is_named_and_nothing_hangs(
 ) -> None:
     await cluster.supervisor(verify_s=2, worker_ready_s=4)
     await cluster.agent("one")
-    async with squatter(cluster, "one"):
+    async with squatter():
         await cluster.launch(demo_model)
         deployment = await cluster.settled()
     assert deployment["state"] == "failed"

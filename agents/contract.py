@@ -135,6 +135,7 @@ class MeasurementSpec:
     n_embd: int = 4096
     n_ff: int = 14336
     deadline_s: float = 60.0
+    sustained_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,10 @@ class MeasuredGgmlDevice:
     elapsed_s: float
     decode_bytes_per_s: dict[str, float]
     prefill_flop_per_s: dict[str, float]
+    sustained_factor: float = 1.0
+    attention_flop_per_s: float = 0.0
+    cache_bytes_per_s: float = 0.0
+    prefill_attention_flop_per_s: float = 0.0
     temperature_before_c: float | None = None
     temperature_after_c: float | None = None
 

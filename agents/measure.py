@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from agents.attention import NOTHING, measure_attention
 from agents.errors import MeasurementFailed, MeasurementUnsupported
 from agents.measure_link import LinkMeasurement, measure_link
 from agents.rpc_client import RpcClient, connected
@@ -55,7 +56,9 @@ class DeviceSpec:
     """What to measure: the types and widths of the model that will be planned.
 
     ``memory_available_bytes`` is what the agent measured; rpc-servers report all memory of a CPU
-    as free. ``deadline_s`` is for everything.
+    as free. ``deadline_s`` is for everything. ``sustained_s`` is how long to keep the device busy
+    before it is measured once more: phones throttle after some seconds, and stay there.
+    ``is_processor``: attention is measured too, see ``agents/attention.py``.
     """
 
     types: tuple[str, ...] = DEFAULT_TYPES
@@ -63,6 +66,8 @@ class DeviceSpec:
     n_ff: int = 14336
     deadline_s: float = 30.0
     device: int = 0
+    sustained_s: float = 0.0
+    is_processor: bool = False
     memory_available_bytes: int | None = None
 
 
@@ -72,7 +77,9 @@ class DeviceMeasurement:
 
     ``op_overhead_s`` is the fixed time of one operation of a graph. ``hop_overhead_s`` is the fixed
     time of one token beyond ``round_trip_s`` and arithmetic (messages, waking up). The caches
-    could have held the weights if ``weights_bytes`` is small.
+    could have held the weights if ``weights_bytes`` is small. The speeds are those of a fresh
+    device; under steady load it has ``sustained_factor`` of them, 1 if that was not measured.
+    Attention is 0 where it was not.
     """
 
     rpc_protocol: str
@@ -83,6 +90,10 @@ class DeviceMeasurement:
     elapsed_s: float
     decode_bytes_per_s: dict[str, float] = field(default_factory=dict)
     prefill_flop_per_s: dict[str, float] = field(default_factory=dict)
+    sustained_factor: float = 1.0
+    attention_flop_per_s: float = 0.0
+    cache_bytes_per_s: float = 0.0
+    prefill_attention_flop_per_s: float = 0.0
 
 
 def _ignore(_step: str, _part: float) -> None:
@@ -102,6 +113,7 @@ async def measure_device(
     started_s = time.monotonic()
     async with connected(host, port, deadline_s=spec.deadline_s) as client:
         progress("connect", 0.0)
+        attention = await measure_attention(client, spec.device) if spec.is_processor else NOTHING
         bench = await _build(client, spec)
         await bench.check_multiplication()
         overhead_s = await _overhead_s(bench)
@@ -113,6 +125,7 @@ async def measure_device(
             await bench.fill(kind)
             decode[kind.name] = await _decode_bytes_per_s(bench, kind, spec, overhead_s)
             prefill[kind.name] = await _prefill_flop_per_s(bench, kind, spec)
+        factor = await _sustained_factor(bench, kinds[-1], spec, decode, overhead_s, progress)
         await client.free(bench.buffer)
     progress("done", 1.0)
     return DeviceMeasurement(
@@ -124,7 +137,30 @@ async def measure_device(
         elapsed_s=time.monotonic() - started_s,
         decode_bytes_per_s=decode,
         prefill_flop_per_s=prefill,
+        sustained_factor=factor,
+        attention_flop_per_s=attention.decode_flop_per_s,
+        cache_bytes_per_s=attention.cache_bytes_per_s,
+        prefill_attention_flop_per_s=attention.prefill_flop_per_s,
     )
+
+
+async def _sustained_factor(
+    bench: Workbench,
+    kind: WeightType,
+    spec: DeviceSpec,
+    fresh: dict[str, float],
+    overhead_s: float,
+    progress: Progress,
+) -> float:
+    """What is left of the speed after steady work; the weights of ``kind`` are there already."""
+    end_s = time.monotonic() + spec.sustained_s
+    if spec.sustained_s <= 0 or kind.name not in fresh:
+        return 1.0
+    progress("steady load", 1.0)
+    while time.monotonic() < end_s:
+        await _prefill_flop_per_s(bench, kind, spec)
+    now = await _decode_bytes_per_s(bench, kind, spec, overhead_s)
+    return min(1.0, now / fresh[kind.name])
 
 
 def _kind(name: str) -> WeightType:

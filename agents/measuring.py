@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from agents import facts, ports, process
 from agents.contract import (
+    GgmlDevice,
     MeasuredGgmlDevice,
     MeasurementProblem,
     MeasurementProgress,
@@ -132,6 +133,8 @@ class Measurement:
             deadline_s=left_s,
             device=number,
             memory_available_bytes=facts.memory()[1] or None,
+            sustained_s=self._spec.sustained_s,
+            is_processor=GgmlDevice(name).is_cpu,
         )
 
         def tell(step: str, part: float) -> None:

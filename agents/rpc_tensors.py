@@ -32,6 +32,8 @@ class Layout:
 
     multiply: int
     """``GGML_OP_MUL_MAT`` in ``enum ggml_op`` of ``ggml/include/ggml.h``."""
+    attention: int
+    """``GGML_OP_FLASH_ATTN_EXT`` there."""
     has_cache_flag: bool
     """SET_TENSOR carries a byte that allows the server to cache the data; since 7.0."""
     has_use_count: bool
@@ -42,7 +44,7 @@ class Layout:
 
 LAYOUTS: Final[dict[Triple, Layout]] = {
     Triple(7, 0, 0): Layout(
-        multiply=29, has_cache_flag=True, has_use_count=True, has_empty_replies=False
+        multiply=29, attention=74, has_cache_flag=True, has_use_count=True, has_empty_replies=False
     ),
 }
 """Versions whose source was read. Add one only with its ``ggml.h`` at hand: forks of llama.cpp
@@ -64,6 +66,8 @@ class RemoteTensor:
     sources: tuple[int, ...] = ()
     flags: int = 0
     uses: int = 0
+    strides: tuple[int, ...] = ()
+    """Bytes from one to the next, by dimension; as they follow from the shape if not given."""
 
     @property
     def size_bytes(self) -> int:
@@ -76,8 +80,8 @@ class RemoteTensor:
 def pack_tensor(tensor: RemoteTensor, layout: Layout) -> bytes:
     """``struct rpc_tensor``: 296 bytes in every version."""
     shape = (*tensor.shape, 1, 1, 1)[:MAX_DIMENSIONS]
-    strides = [tensor.element_bytes, tensor.row_bytes]
-    for count in shape[1:-1]:
+    strides = list(tensor.strides) or [tensor.element_bytes, tensor.row_bytes]
+    for count in shape[len(strides) - 1 : -1]:
         strides.append(strides[-1] * count)
     sources = (*tensor.sources, *[0] * MAX_SOURCES)[:MAX_SOURCES]
     return _TENSOR.pack(

@@ -20,6 +20,12 @@ class DeviceMeasured(FrozenModel):
     prefill_flop_per_s: dict[str, float] = Field(description="by ggml type")
     op_overhead_s: float = Field(ge=0, description="fixed time of one operation of a graph")
     hop_overhead_s: float = Field(ge=0, description="fixed time of one token beyond the round trip")
+    sustained_factor: float = Field(
+        default=1.0, gt=0, le=1, description="of the speeds, under steady load"
+    )
+    attention_flop_per_s: float = Field(default=0.0, ge=0, description="of one token; 0: unknown")
+    cache_bytes_per_s: float = Field(default=0.0, ge=0, description="keys and values; 0: unknown")
+    prefill_attention_flop_per_s: float = Field(default=0.0, ge=0, description="0: unknown")
     correction: float = Field(
         default=1.0, gt=0, description="what runs took divided by what was predicted"
     )

@@ -177,14 +177,21 @@ def _speed(place: Place, measured: Measurements, shape: ModelShape) -> DeviceSpe
 
 def _measured_speed(found: DeviceMeasured, shape: ModelShape) -> DeviceSpeed:
     """Decode for every type that was measured; prefill for the type that most of the model has."""
-    decode, prefill = found.decode_bytes_per_s, found.prefill_flop_per_s
+    slower = found.correction / found.sustained_factor
+    decode = {name: rate / slower for name, rate in found.decode_bytes_per_s.items()}
+    prefill = {
+        name: rate * found.sustained_factor for name, rate in found.prefill_flop_per_s.items()
+    }
     main = _main_type(shape)
     usual = decode.get(main) or decode.get(USUAL_TYPE) or min(decode.values())
     return DeviceSpeed(
-        decode_bytes_per_s=usual / found.correction,
-        decode_by_type={name: rate / found.correction for name, rate in decode.items()},
+        decode_bytes_per_s=usual,
+        decode_by_type=decode,
         prefill_flops=prefill.get(main) or prefill.get(USUAL_TYPE) or min(prefill.values()),
-        layer_overhead_s=LAYER_OPERATIONS * found.op_overhead_s * found.correction,
+        cache_bytes_per_s=found.cache_bytes_per_s / slower,
+        attention_flops=found.attention_flop_per_s / slower,
+        prefill_attention_flops=found.prefill_attention_flop_per_s * found.sustained_factor,
+        layer_overhead_s=LAYER_OPERATIONS * found.op_overhead_s * slower,
     )
 
 

@@ -116,3 +116,32 @@ async def test_a_worker_that_dies_or_freezes_meanwhile_is_an_error_in_time(
             os.kill(pid, number)
             with pytest.raises(MeasurementFailed, match=words):
                 await asyncio.wait_for(task, 10)
+
+
+async def test_what_a_device_loses_under_steady_load_is_measured(engine: EngineFacts) -> None:
+    """A phone slows itself down when it is hot; here somebody stops the process again and again."""
+    braking: list[asyncio.Task[None]] = []
+
+    async def brake(pid: int) -> None:
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(0.009)
+            os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(0.001)
+
+    async with worker(engine) as (port, pid):
+
+        def progress(step: str, _part: float) -> None:
+            if step == "steady load":
+                braking.append(asyncio.create_task(brake(pid)))
+
+        spec = replace(SPEC, types=("Q8_0",), sustained_s=0.5)
+        try:
+            found = await measure_device("127.0.0.1", port, spec, progress=progress)
+        finally:
+            for task in braking:
+                task.cancel()
+            await asyncio.gather(*braking, return_exceptions=True)
+            os.kill(pid, signal.SIGCONT)
+    assert len(braking) == 1
+    assert 0 < found.sustained_factor < 0.8

@@ -105,6 +105,9 @@ async def test_a_measurement_streams_progress_and_keeps_plausible_figures(one: C
     assert all(5e8 < speed < 1e14 for speed in device["prefill_flop_per_s"].values())
     assert 0 < device["op_overhead_s"] < 1e-3
     assert 0 < device["hop_overhead_s"] < 0.1
+    for figure in ("attention_flop_per_s", "cache_bytes_per_s", "prefill_attention_flop_per_s"):
+        assert 1e8 < device[figure] < 1e14, figure
+    assert device["sustained_factor"] == 1, "only phones are kept busy for a minute"
     assert 0 < link["rtt_p50_s"] <= link["rtt_p90_s"] < 0.1
     assert min(link["up_bytes_per_s"], link["down_bytes_per_s"]) > 2e7
     assert await kept(one) == {"devices": [device], "links": [link], "needed": {}}

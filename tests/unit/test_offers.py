@@ -167,6 +167,33 @@ def test_runs_that_were_slower_than_predicted_make_a_device_slower() -> None:
     assert found.speed.layer_overhead_s == pytest.approx(50e-6)
 
 
+def test_attention_is_as_it_was_measured_or_like_weights() -> None:
+    plain = measured("id-pi")
+    assert offers(device("pi"), measured=plain)["pi"].speed.attention_flops == 0
+    key = (AgentId("id-pi"), "CPU")
+    figures = {
+        "attention_flop_per_s": 20e9,
+        "cache_bytes_per_s": 6e9,
+        "prefill_attention_flop_per_s": 60e9,
+        "sustained_factor": 0.5,
+    }
+    known = Measurements({key: plain.devices[key].model_copy(update=figures)}, plain.links)
+    found = offers(device("pi"), measured=known)["pi"].speed
+    assert found.attention_flops == pytest.approx(10e9)
+    assert found.cache_bytes_per_s == pytest.approx(3e9)
+    assert found.prefill_attention_flops == pytest.approx(30e9)
+
+
+def test_a_phone_is_as_fast_as_it_is_after_a_minute_of_work() -> None:
+    fresh = measured("id-pi")
+    key = (AgentId("id-pi"), "CPU")
+    hot = fresh.devices[key].model_copy(update={"sustained_factor": 0.5})
+    found = offers(device("pi"), measured=Measurements({key: hot}, fresh.links))["pi"]
+    assert found.speed.rate("Q6_K") == pytest.approx(3e9)
+    assert found.speed.prefill_flops == pytest.approx(25e9)
+    assert found.speed.layer_overhead_s == pytest.approx(80e-6)
+
+
 def test_an_unmeasured_device_is_guessed_from_its_kind() -> None:
     found = offers(
         device("phone", platform="android"), device("desktop", CUDA), device("pi", round_trip_ms=9)

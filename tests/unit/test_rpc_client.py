@@ -19,7 +19,9 @@ from agents.weights import SCALE_BYTE, WEIGHT_TYPES, random_blocks
 from supervisor.core.ggml_types import TYPE_SIZES
 
 SEVEN = LAYOUTS[Triple(7, 0, 0)]
-OLDER = Layout(multiply=29, has_cache_flag=False, has_use_count=False, has_empty_replies=True)
+OLDER = Layout(
+    multiply=29, attention=74, has_cache_flag=False, has_use_count=False, has_empty_replies=True
+)
 MATRIX = RemoteTensor(
     id=5,
     type_id=8,

@@ -4,7 +4,6 @@ import asyncio
 import hmac
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +35,7 @@ from supervisor.core.entities import (
 )
 from supervisor.errors import DeploymentUnknown, KeyRequired
 from supervisor.service.attempt import SET_BY_US
+from supervisor.service.clock import timestamp
 from supervisor.service.events import EventBus
 from supervisor.service.measuring import Measurer
 from supervisor.service.reconciler import Reconciler
@@ -116,7 +116,7 @@ def create_router(services: Services) -> APIRouter:
             version=__version__,
             main_host=host.name,
             url=services.url,
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            time=timestamp(),
             engine=host.engine,
             devices=registry.devices(),
             deployments=reconciler.all(),

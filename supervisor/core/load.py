@@ -5,7 +5,7 @@ and a silent worker hangs it there for ever. After that, only a lack of progress
 slow load may take an hour as long as something moves.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -40,7 +40,6 @@ class Load:
     last_seen: str = "nothing"
     resident_bytes: tuple[tuple[str, int], ...] = ()
     cpu_s: tuple[tuple[str, float], ...] = ()
-    steps: frozenset[str] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ def observe_line(load: Load, line: str, now_s: float) -> Load:
     load = replace(load, progress_at_s=now_s)
     step = next((name for text, name in _STEPS if text in line), None)
     if step is not None:
-        load = replace(load, last_seen=step, steps=load.steps | {step})
+        load = replace(load, last_seen=step)
     if load.phase is Phase.CONNECT and any(text in line for text in _LOAD_BEGINS):
         load = replace(load, phase=Phase.LOAD, phase_since_s=now_s)
     if load.phase is Phase.LOAD and any(text in line for text in _LISTENING):

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 
 from agents import environment, ports
 from agents.contract import EngineFacts
@@ -28,6 +27,7 @@ from supervisor.core.entities import (
 from supervisor.core.refining import refined
 from supervisor.errors import StoreUnusable
 from supervisor.ports import EngineProcess, ServerClient
+from supervisor.service.clock import timestamp
 from supervisor.service.loading import EngineEnded, LoadWatch
 from supervisor.service.memory_watch import MemoryWatch, own_memory
 from supervisor.service.tools import Tools
@@ -134,7 +134,7 @@ class Attempt:
                 outcome=outcome,
                 error_code=error.code if error else "",
                 reason=str(error) if error else "",
-                ended_at=_now(),
+                ended_at=timestamp(),
             )
 
     async def _save_noted(self, **changes: object) -> None:
@@ -192,7 +192,7 @@ class Attempt:
         record = LaunchRecord(
             id=launch_id,
             deployment=self._deployment.id,
-            started_at=_now(),
+            started_at=timestamp(),
             plan=self._plan,
             main_host=host.name,
             engine=EngineRecord(
@@ -336,7 +336,3 @@ class Attempt:
                 loaded_bytes=min(loaded.get(shard.device, 0), weight_bytes),
             )
         return tuple(merged.values())
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -93,7 +93,6 @@ def test_the_log_of_each_generation_moves_a_load_through_its_phases(
         load = core.observe_line(load, line, float(second))
         assert (load.phase, load.last_seen) == (phase, step), line
         assert load.progress_at_s == second
-    assert load.steps >= {"worker attached", "reading tensors", "weights allocated", "model loaded"}
 
 
 def test_one_late_line_is_enough_to_be_listening() -> None:

@@ -20,7 +20,7 @@ async def read_body(request: Request, limit_bytes: int, too_large: type[ProjectE
     return bytes(body)
 
 
-def problem(status: int, code: str, detail: str) -> JSONResponse:
-    """An RFC 9457 answer."""
-    body = {"type": f"errors.md#{code}", "code": code, "status": status, "detail": detail}
+def problem(status: int, code: str, detail: str, **more: object) -> JSONResponse:
+    """An RFC 9457 answer; ``more`` are members of its own."""
+    body = {"type": f"errors.md#{code}", "code": code, "status": status, "detail": detail, **more}
     return JSONResponse(body, status, media_type="application/problem+json")

@@ -9,6 +9,8 @@
 A message says what happened, the numbers, and what to do, in one sentence.
 """
 
+from collections.abc import Mapping
+
 from agents.errors import ProjectError
 
 
@@ -106,9 +108,13 @@ class NoDevices(CapacityError):
 
 
 class InsufficientMemory(CapacityError):
-    """The model fits nowhere."""
+    """The model fits nowhere; ``shortfall`` has the numbers, ready for JSON."""
 
     code = "insufficient_memory"
+
+    def __init__(self, message: str, shortfall: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.shortfall = shortfall or {}
 
 
 class EngineError(ProjectError):

@@ -9,6 +9,7 @@ from supervisor.adapters.gguf import GgufHeader, read_header
 from supervisor.core.entities import ModelFacts
 from supervisor.core.model_reference import parse_reference
 from supervisor.core.model_shape import shape_of
+from supervisor.errors import ModelMissing
 from supervisor.ports import Model
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ def read_model(path: str) -> Model:
     Raises:
         ModelMissing, ModelBroken: With the file's name and the remedy.
     """
+    if parse_reference(path) is not None and not Path(path).expanduser().exists():
+        raise ModelMissing(
+            f"{path} is not on this host; it can be planned, but fetch it before a launch and give "
+            "the path of its .gguf file (of several, the first)"
+        )
     header = read_header(Path(path).expanduser())
     return _model(header, str(header.path.absolute()))
 

@@ -45,7 +45,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ProjectError)
     async def on_project_error(_: Request, exc: ProjectError) -> Response:
-        return problem(status_of(exc), exc.code, str(exc))
+        more = {"shortfall": exc.shortfall} if isinstance(exc, errors.InsufficientMemory) else {}
+        return problem(status_of(exc), exc.code, str(exc), **more)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, exc: RequestValidationError) -> Response:

@@ -128,7 +128,8 @@ class Planner:
     async def _searched(self, world: _World, request: PlanRequest) -> tuple[Planned, Plan]:
         found = await asyncio.to_thread(search, request)
         if isinstance(found, NoFit):
-            raise InsufficientMemory(" ".join(explain(request, found)))
+            sentences = " ".join(explain(request, found))
+            raise InsufficientMemory(sentences, found.model_dump(mode="json"))
         found = found.model_copy(update={"left_out": (*found.left_out, *world.left_out)})
         plan = launch_plan.launch_plan(
             world.model.facts, world.spec, world.request, found.best, world.places

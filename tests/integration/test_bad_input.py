@@ -67,7 +67,11 @@ async def test_a_truncated_model_is_named(pair: Cluster, demo_model: Path, tmp_p
 async def test_a_model_that_fits_nowhere_says_by_how_much(pair: Cluster, tmp_path: Path) -> None:
     big = tmp_path / "big.gguf"
     write_giant(big)
-    assert_problem(await pair.launch(big), "insufficient_memory", "2048.0 GiB", "add a device")
+    answer = await pair.launch(big)
+    assert_problem(answer, "insufficient_memory", "2048.0 GiB", "add a device")
+    shortfall = answer.json()["shortfall"]
+    assert shortfall["missing_layers"] > 0
+    assert {device["name"] for device in shortfall["devices"]} == {"main host", "one", "two"}
 
 
 async def test_an_engine_without_rpc_is_named(

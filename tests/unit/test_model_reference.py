@@ -2,6 +2,7 @@
 
 import pytest
 
+from supervisor.adapters.models import read_model
 from supervisor.core.memory import GIB
 from supervisor.core.model_reference import Reference, RepoFile, choose, parse_reference
 from supervisor.errors import ModelAmbiguous, ModelMissing
@@ -177,3 +178,15 @@ def test_a_long_list_is_cut() -> None:
     names = [f"model-{number:03}.gguf" for number in range(100)]
     with pytest.raises(ModelAmbiguous, match=r"model-023\.gguf \(24\.0 GiB\) and 76 more$"):
         chosen("a/b", *names)
+
+
+@pytest.mark.parametrize("text", ["owner/repo", "owner/repo:Q4_K_M", "owner/repo/file.gguf"])
+def test_a_launch_of_what_is_only_on_the_hub_says_what_to_do(text: str) -> None:
+    with pytest.raises(ModelMissing, match="fetch it before a launch"):
+        read_model(text)
+
+
+@pytest.mark.parametrize("text", ["/nowhere/x.gguf", "folder/x.gguf", "./a/b"])
+def test_a_path_that_is_not_there_is_no_reference(text: str) -> None:
+    with pytest.raises(ModelMissing, match="does not exist"):
+        read_model(text)

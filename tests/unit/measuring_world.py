@@ -82,6 +82,7 @@ class MadeUpAgent:
     while_starting: Hook = nothing
     goes_on: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
+    specs: list[MeasurementSpec] = field(default_factory=list)
     busy: int = 0
     most_busy: int = 0
 
@@ -92,6 +93,7 @@ class MadeUpAgent:
         self, spec: MeasurementSpec
     ) -> AsyncGenerator[MeasurementProgress | MeasurementResult, None]:
         self.calls.append(f"measure {','.join(spec.types)}")
+        self.specs.append(spec)
         self.busy += 1
         self.most_busy = max(self.most_busy, self.busy)
         try:

@@ -325,6 +325,7 @@ async def test_an_agent_that_never_comes_to_an_end_is_given_up(
     world: MeasuringWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "_DEVICE_S", 0.05)
+    monkeypatch.setattr(measuring, "_PHONE_SUSTAINED_S", 0.0)
     monkeypatch.setattr(measuring, "_SLACK_S", 0.05)
     world.agent.goes_on.clear()
     with pytest.raises(MeasurementFailed, match=r"pixel was not measured within 0\.05 s"):
@@ -357,3 +358,13 @@ async def test_a_failed_link_is_told_even_if_the_agent_no_longer_answers(
     world.while_linking = die
     with pytest.raises(MeasurementFailed, match="connection lost"):
         await world.measurer.measure("pixel")
+
+
+async def test_only_a_phone_is_kept_busy_until_it_throttles(world: MeasuringWorld) -> None:
+    await world.measurer.measure("pixel")
+    assert world.agent.specs[-1].sustained_s == 60
+    facts = world.registry.device(PIXEL).facts
+    assert facts is not None
+    world.registry.took_facts(PIXEL, replace(facts, platform="linux"))
+    await world.measurer.measure("pixel")
+    assert world.agent.specs[-1].sustained_s == 0

@@ -160,3 +160,17 @@ class BadMessage(AgentError):
     """A message of a peer lacks a field or has one of the wrong type."""
 
     code = "bad_message"
+
+
+class RpcFraming(AgentError):
+    """A peer claims a length that its RPC command cannot have, or speaks out of turn."""
+
+    code = "rpc_framing"
+
+    def __init__(
+        self, message: str, command: str, *, claimed_bytes: int | None = None, allowed: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.command = command
+        self.claimed_bytes = claimed_bytes
+        self.allowed = allowed

@@ -63,7 +63,6 @@ class Attempt:
         self._workers: Workers | None = None
         self._reservation: ports.Reservation | None = None
         self._memory = MemoryWatch(plan, self._own_memory)
-        self._noting: asyncio.Task[None] | None = None
         self._speed: float | None = None
         self._speed_read_at_s = float("-inf")
 
@@ -82,7 +81,7 @@ class Attempt:
         verified = await self._prepare(workers, engine)
         await self._record_and_spawn(engine, launch_id, verified)
         await self._load(workers)
-        await self._first_token(workers)
+        await self._first_token()
 
     async def watch(self) -> None:
         """Wait until something of the launch is lost.
@@ -93,7 +92,7 @@ class Attempt:
         assert self._process is not None
         assert self._workers is not None
         exiting = asyncio.create_task(self._process.wait())
-        noting = asyncio.create_task(self._note_ready(self._workers, self._noting))
+        noting = asyncio.create_task(self._note_ready(self._workers))
         try:
             while not exiting.done():
                 self._workers.raise_if_lost()
@@ -110,9 +109,6 @@ class Attempt:
 
     async def close(self, outcome: str, error: ProjectError | None = None) -> None:
         """End llama-server, then the workers; complete the record. Leaves nothing running."""
-        if self._noting is not None:
-            self._noting.cancel()
-            await asyncio.gather(self._noting, return_exceptions=True)
         if self._process is not None and self._workers is not None:
             self._memory.at_the_end(await self._workers.statuses_soon())
             if error is None:
@@ -240,7 +236,7 @@ class Attempt:
             self._milestone("connected")
             self._report(phase="load")
 
-    async def _first_token(self, workers: Workers) -> None:
+    async def _first_token(self) -> None:
         assert self._process is not None
         assert self._client is not None
         self._report(phase="first token")
@@ -248,7 +244,6 @@ class Attempt:
             self._client.first_completion(self._tools.settings.first_token_s)
         )
         exiting = asyncio.create_task(self._process.wait())
-        self._noting = asyncio.create_task(self._note_loaded(workers))
         try:
             await asyncio.wait({asking, exiting}, return_when=asyncio.FIRST_COMPLETED)
             if exiting.done():
@@ -271,15 +266,14 @@ class Attempt:
         running = self._process is not None and self._process.exit_status is None
         return own_memory(self._process.pid) if self._process and running else None
 
-    async def _note_loaded(self, workers: Workers) -> None:
-        """A short load is over before anybody has looked; nothing is freed yet."""
-        self._memory.while_loading(await workers.statuses_soon())
+    async def _note_ready(self, workers: Workers) -> None:
+        """After READY, which is not to wait for it.
 
-    async def _note_ready(self, workers: Workers, before: asyncio.Task[None] | None) -> None:
-        """After READY, which is not to wait for it."""
-        if before is not None:
-            await before
-        self._memory.when_ready(await workers.statuses_soon())
+        A short load is over before anybody has looked at it; nothing of it is freed yet.
+        """
+        statuses = await workers.statuses_soon()
+        self._memory.while_loading(statuses)
+        self._memory.when_ready(statuses)
         await self._save_noted(memory=self._memory.record())
 
     async def _refresh_speed(self) -> None:

@@ -11,7 +11,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
 from attention_probe import Attention, measure_attention
+from lab.links import Link, emulated_link
 
 from agents import engine as engines
 from agents import environment, ports, process
@@ -39,10 +42,8 @@ class Wire:
     rtt_ms: float = 0.0
     mbyte_per_s: float = 0.0
 
-    @property
-    def command(self) -> str:
-        one_way_s, rate = self.rtt_ms / 2e3, self.mbyte_per_s * 1e6
-        return f"{one_way_s} {one_way_s} {rate} {rate}"
+    async def shape(self, link: Link) -> None:
+        await link.set(one_way_delay_s=self.rtt_ms / 2e3, rate_bytes_per_s=self.mbyte_per_s * 1e6)
 
 
 UNSHAPED = Wire()
@@ -81,13 +82,10 @@ class Helper:
         assert self._running.stdin is not None
         self._running.stdin.write(f"{line}\n".encode())
         await self._running.stdin.drain()
-        answer = await self.hear()
-        assert answer == "ok", answer
-
-    async def hear(self) -> str:
         assert self._running.stdout is not None
         async with asyncio.timeout(ANSWER_S):
-            return (await self._running.stdout.readline()).decode().strip()
+            answer = (await self._running.stdout.readline()).decode().strip()
+        assert answer == "ok", answer
 
     async def stop(self) -> None:
         """End its stdin, and then the program itself if that was not enough."""
@@ -106,21 +104,20 @@ class Helper:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One emulated device that runs; ``port`` is its own, ``endpoint`` that of its relay."""
+    """One emulated device that runs; ``port`` is its own, ``endpoint`` that of its link."""
 
     emulated: Emulated
     port: int
-    relay_port: int
     brake: Helper
-    relay: Helper
+    link: Link
 
     @property
     def endpoint(self) -> str:
-        return f"{LOOPBACK}:{self.relay_port}"
+        return f"{LOOPBACK}:{self.link.port}"
 
     async def shape(self, *, is_on: bool) -> None:
         """Be what is emulated, or as quick as possible, to load a model."""
-        await self.relay.ask((self.emulated.wire if is_on else UNSHAPED).command)
+        await (self.emulated.wire if is_on else UNSHAPED).shape(self.link)
         await self.brake.ask(str(self.emulated.slow if is_on else 1.0))
 
 
@@ -158,8 +155,8 @@ async def measured(worker: Worker, spec: DeviceSpec, width: int) -> Measured:
     return Measured(
         max(devices, key=lambda device: device.decode_bytes_per_s[spec.types[0]]),
         await measure_attention(LOOPBACK, worker.port),
-        await measure_link(LOOPBACK, worker.relay_port, deadline_s=PROBE_S),
-        await measure_hop_s(worker.relay_port, width),
+        await measure_link(LOOPBACK, worker.link.port, deadline_s=PROBE_S),
+        await measure_hop_s(worker.link.port, width),
     )
 
 
@@ -198,9 +195,8 @@ async def _started(
     await _answers(port)
     brake = await Helper.start("brake.py", str(child.pid))
     stack.push_async_callback(brake.stop)
-    relay = await Helper.start("relay.py", str(port))
-    stack.push_async_callback(relay.stop)
-    return Worker(device, port, int(await relay.hear()), brake, relay)
+    link = await stack.enter_async_context(emulated_link(port))
+    return Worker(device, port, brake, link)
 
 
 async def _answers(port: int) -> None:

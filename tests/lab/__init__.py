@@ -1,0 +1,1 @@
+"""Bad networks on loopback, for tests and benches."""

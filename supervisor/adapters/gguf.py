@@ -8,9 +8,9 @@ Source:
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -49,6 +49,15 @@ class GgufHeader:
     metadata: Mapping[str, object]
     tensors: tuple[TensorInfo, ...]
     size_bytes: int
+    tensor_counts: tuple[int, ...] = ()
+    """By part."""
+
+    def located(self) -> Iterator[tuple[Path, TensorInfo]]:
+        """Every tensor with the file that it is in."""
+        files = chain.from_iterable(
+            repeat(part, count) for part, count in zip(self.parts, self.tensor_counts, strict=True)
+        )
+        return zip(files, self.tensors, strict=True)
 
     @property
     def architecture(self) -> str:
@@ -131,6 +140,7 @@ def joined(paths: Sequence[Path], parts: Iterable[GgufPart]) -> GgufHeader:
         metadata=found[0].metadata,
         tensors=tuple(tensor for part in found for tensor in part.tensors),
         size_bytes=sum(part.size_bytes for part in found),
+        tensor_counts=tuple(len(part.tensors) for part in found),
     )
     _check_tensors(header)
     return header

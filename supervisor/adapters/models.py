@@ -1,14 +1,18 @@
 """Model files as planning sees them, here or on the hub."""
 
 import os
+import time
+from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from supervisor.adapters.gguf import GgufHeader, read_header
 from supervisor.core.entities import ModelFacts
 from supervisor.core.model_reference import parse_reference
 from supervisor.core.model_shape import shape_of
+from supervisor.core.seeding import FileTensor
 from supervisor.errors import ModelMissing
 from supervisor.ports import Model
 
@@ -16,10 +20,34 @@ if TYPE_CHECKING:
     from supervisor.adapters.hub_http import Hub
 
 _MAX_LISTED = 500
+_KEPT_MODELS: Final = 32
+_SETTLED_NS: Final = 2_000_000_000
+"""What was written within this time is read again: file times are coarse."""
+
+
+class _Version(NamedTuple):
+    """What differs as soon as a file is written or replaced; nobody can set ``changed_ns``."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A model, and what its files were when it was read."""
+
+    model: Model
+    versions: dict[Path, _Version]
+
+
+_known: OrderedDict[Path, _Known] = OrderedDict()
 
 
 def read_model(path: str) -> Model:
-    """Read the header of a GGUF file, or of all parts of a split one.
+    """Read the header of a GGUF file, or of all parts of a split one; once until one changes.
 
     Raises:
         ModelMissing, ModelBroken: With the file's name and the remedy.
@@ -29,8 +57,32 @@ def read_model(path: str) -> Model:
             f"{path} is not on this host; it can be planned, but fetch it before a launch and give "
             "the path of its .gguf file (of several, the first)"
         )
-    header = read_header(Path(path).expanduser())
-    return _model(header, str(header.path.absolute()))
+    file = Path(path).expanduser()
+    key = file.absolute()
+    known = _known.get(key)
+    if known is not None and _versions(known.versions) == known.versions:
+        return known.model
+    settled_ns = time.time_ns() - _SETTLED_NS
+    header = read_header(file)
+    model = _model(header, str(key))
+    versions = _versions(part.absolute() for part in header.parts)
+    if versions and all(version.changed_ns < settled_ns for version in versions.values()):
+        _known[key] = _Known(model, versions)
+        while len(_known) > _KEPT_MODELS:
+            _known.popitem(last=False)
+    return model
+
+
+def _versions(paths: Iterable[Path]) -> dict[Path, _Version]:
+    """By file; none if one of them is not there, about which reading says more."""
+    try:
+        found = {path: path.stat() for path in paths}
+    except (OSError, ValueError):
+        return {}
+    return {
+        path: _Version(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+        for path, s in found.items()
+    }
 
 
 def read_remote_model(reference: str, folder: Path, hub: "Hub | None" = None) -> Model:
@@ -74,7 +126,15 @@ def _model(header: GgufHeader, path: str, stand_in: Path | None = None) -> Model
         size_bytes=sum(tensor.size_bytes for tensor in header.tensors),
         ctx_train_tokens=header.context_length,
     )
-    return Model(facts, shape_of(header.metadata, tensors), stand_in)
+    located = (
+        ()
+        if stand_in
+        else tuple(
+            FileTensor(t.name, file.absolute(), t.offset_bytes, t.size_bytes)
+            for file, t in header.located()
+        )
+    )
+    return Model(facts, shape_of(header.metadata, tensors), stand_in, located)
 
 
 def list_models(folders: Iterable[Path]) -> list[dict[str, object]]:

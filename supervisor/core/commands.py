@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from agents.command import rpc_server_argv
 from agents.contract import RPC_PORTS, DeviceFacts
-from supervisor.core.entities import AgentId, LaunchRecord, Plan
+from supervisor.core.entities import AgentId, LaunchRecord, Plan, WorkerRecord
+
+LOOPBACK = "127.0.0.1"
 
 BATCH_TOKENS = 2048
 """llama-server's own default for ``-b``: the most tokens it takes in one go."""
@@ -131,10 +133,12 @@ def planned_commands(
     *,
     known: frozenset[str],
     alias: str,
+    direct: bool = False,
 ) -> list[tuple[str, list[str]]]:
     """What a launch of this plan would run: (device, command), the main host's last, as ``""``.
 
-    The ports are the first that agents and main host try; a launch takes the next free ones.
+    Unless ``direct``, llama-server finds the near ends of links beside it. The ports are the first
+    that agents and main host try; a launch takes the next free ones.
     """
     ports: Counter[str] = Counter()
     endpoints: dict[AgentId, str] = {}
@@ -142,16 +146,23 @@ def planned_commands(
     for agent_id in plan.agent_ids:
         shards = [shard for shard in plan.shards if shard.agent_id == agent_id]
         first, facts = shards[0], devices[agent_id]
-        port = RPC_PORTS[ports[first.host]]
-        ports[first.host] += 1
+        port = _next_port(ports, first.host)
         endpoints[agent_id] = f"{first.host}:{port}"
+        host = first.host if direct else LOOPBACK
         program = facts.engine.rpc_server if facts.engine else "ggml-rpc-server"
         names = [shard.ggml_device for shard in shards]
-        argv = rpc_server_argv(program, first.host, port, facts.threads or facts.cores, names)
+        argv = rpc_server_argv(program, host, port, facts.threads or facts.cores, names)
         commands.append((first.device, argv))
-    port = RPC_PORTS[ports["127.0.0.1"]]
+    if not direct:
+        endpoints = {agent: f"{LOOPBACK}:{_next_port(ports, LOOPBACK)}" for agent in endpoints}
+    port = _next_port(ports, LOOPBACK)
     own = llama_server_argv(llama_server, plan, endpoints, port=port, known=known, alias=alias)
     return [*commands, ("", own)]
+
+
+def _next_port(taken: Counter[str], host: str) -> int:
+    taken[host] += 1
+    return RPC_PORTS[taken[host] - 1]
 
 
 def shell_command(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
@@ -162,6 +173,27 @@ def shell_command(argv: Sequence[str], environment: Mapping[str, str] | None = N
 
 
 def shell_script(record: LaunchRecord, set_by_us: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Commands per host that repeat a launch by hand: (host, command), workers first."""
-    workers = [(w.device, shell_command(w.argv, set_by_us)) for w in record.workers]
-    return [*workers, (record.main_host, shell_command(record.argv, set_by_us))]
+    """Commands per host that repeat a launch by hand: (host, command), workers first.
+
+    Without the links: every rpc-server listens on its host's own address, open to its network.
+    """
+    workers = [(w.device, shell_command(_by_hand(w), set_by_us)) for w in record.workers]
+    direct = {w.endpoint: _direct_endpoint(w) for w in record.workers}
+    argv = list(record.argv)
+    if "--rpc" in argv:
+        at = argv.index("--rpc") + 1
+        argv[at] = ",".join(direct.get(each, each) for each in argv[at].split(","))
+    return [*workers, (record.main_host, shell_command(argv, set_by_us))]
+
+
+def _by_hand(worker: WorkerRecord) -> list[str]:
+    argv = list(worker.argv)
+    if worker.link:
+        argv[argv.index("-H") + 1] = worker.address
+    return argv
+
+
+def _direct_endpoint(worker: WorkerRecord) -> str:
+    if not worker.link:
+        return worker.endpoint
+    return f"{worker.address}:{worker.argv[worker.argv.index('-p') + 1]}"

@@ -55,6 +55,9 @@ class DeploymentSpec(FrozenModel):
     ubatch: int | None = Field(default=None, ge=32, le=8192, description="tokens at once")
     pin_output: str | None = Field(default=None, description="device of the output layer")
     goal: Preset = Preset.BALANCED
+    transport: Literal["link", "direct"] = Field(
+        default="link", description="direct: rpc-server itself on the network, without a key"
+    )
     prompt_tokens: int = Field(default=1000, ge=1, description="of a usual request")
     generated_tokens: int = Field(default=300, ge=0, description="of a usual request")
     users: int = Field(default=1, ge=1, le=256, description="served at once")
@@ -164,8 +167,10 @@ class WorkerRecord(FrozenModel):
 
     agent_id: AgentId
     device: str
-    host: str
+    host: str = Field(description="where llama-server finds it: loopback, if there is a link")
     port: int
+    link: str = Field(default="", description="far end of its link; empty: none, transport direct")
+    address: str = Field(default="", description="of the device")
     rpc_protocol: str
     engine_build: str
     round_trip_ms: float
@@ -223,6 +228,43 @@ class ProcessMemory(FrozenModel):
     ended: MemorySample | None = Field(default=None, description="just before it was stopped")
 
 
+class LinkView(FrozenModel):
+    """One link of a launch. Bytes are counted since the launch began."""
+
+    device: str
+    state: str
+    phase: str = ""
+    round_trip_ms: float | None = None
+    weight_bytes: ByteCount = Field(default=0, description="of weights that the worker has")
+    saved_bytes: ByteCount = Field(default=0, description="of them that it had already")
+    seeded_bytes: ByteCount = Field(default=0, description="sent ahead of llama-server")
+    remaining_bytes: ByteCount = Field(default=0, description="of weights, while they load")
+    sent_bytes: ByteCount = Field(default=0, description="on the wire, of everything")
+    received_bytes: ByteCount = 0
+    bytes_per_s: ByteCount = Field(default=0, description="of weights, lately")
+    eta_s: Seconds | None = None
+    wire_share: float | None = Field(
+        default=None, description="of the time that llama-server waited for this worker"
+    )
+    wire_s: Seconds = 0.0
+    compute_s: Seconds = 0.0
+    last_command: str = ""
+    waiting_s: Seconds = Field(default=0.0, description="for the answer that is missing")
+    detail: str = ""
+
+
+class PushView(FrozenModel):
+    """How far the weights for one device are, outside any launch."""
+
+    device: str
+    state: str
+    total_bytes: ByteCount = 0
+    done_bytes: ByteCount = Field(default=0, description="there, whether sent now or before")
+    sent_bytes: ByteCount = Field(default=0, description="now")
+    bytes_per_s: ByteCount = 0
+    eta_s: Seconds | None = None
+
+
 class LaunchRecord(FrozenModel):
     """One attempt to run a deployment: everything needed to repeat it by hand."""
 
@@ -239,6 +281,9 @@ class LaunchRecord(FrozenModel):
     pid: int | None = None
     timeline: tuple[Milestone, ...] = ()
     memory: tuple[ProcessMemory, ...] = ()
+    links: tuple[LinkView, ...] = ()
+    link_pid: int | None = Field(default=None, description="of the process that holds the links")
+    link_log_path: str = ""
     outcome: str = "starting"
     error_code: str = ""
     reason: str = ""
@@ -270,6 +315,7 @@ class Deployment(FrozenModel):
     retry_at: str = ""
     plan: Plan | None = None
     loads: tuple[WorkerLoad, ...] = ()
+    links: tuple[LinkView, ...] = ()
     timeline: tuple[Milestone, ...] = ()
     tokens_per_second: float | None = None
 
@@ -281,6 +327,8 @@ class Device(FrozenModel):
     name: str
     address: str
     rest_port: int
+    link_address: str = ""
+    link_port: int = 0
     state: str
     reason: str = ""
     silent_s: float

@@ -94,6 +94,20 @@ def observe_worker(
     return replace(load, progress_at_s=now_s, last_seen=f"{device} receiving weights")
 
 
+def observe_link(load: Load, device: str, weight_bytes: int, now_s: float) -> Load:
+    """What the link to a device has delivered; more of it is progress."""
+    resident = dict(load.resident_bytes)
+    if weight_bytes <= resident.get(device, 0):
+        return load
+    resident[device] = weight_bytes
+    return replace(
+        load,
+        resident_bytes=tuple(resident.items()),
+        progress_at_s=now_s,
+        last_seen=f"{device} receiving weights",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Overdue:
     """A deadline that fired, with the numbers for the message."""

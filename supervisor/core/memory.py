@@ -163,9 +163,10 @@ def margin_bytes(platform: Platform, available_bytes: int, floor_bytes: int = 0)
     die of growing contexts before the arithmetic says so.
     """
     share = available_bytes // 10
-    wanted = {
-        Platform.GPU: max(512 * MIB, available_bytes // 20),
-        Platform.CPU: max(GIB, share),
-        Platform.ANDROID: available_bytes * 275 // 1000,  # below that, Android kills processes
-    }[platform]
+    if platform == Platform.GPU:
+        wanted = max(512 * MIB, available_bytes // 20)
+    elif platform == Platform.CPU:
+        wanted = GIB
+    else:
+        wanted = available_bytes * 275 // 1000  # below that, Android kills processes
     return max(wanted, share, floor_bytes)

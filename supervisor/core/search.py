@@ -15,18 +15,13 @@ from supervisor.core.planning import (
     PlanRequest,
     Wanted,
 )
-from supervisor.core.search_bounds import Sums
 from supervisor.core.search_exact import ENOUGH, ExactSearch, Scope
-from supervisor.core.search_fit import could_fit, no_fit
+from supervisor.core.search_fit import no_fit
+from supervisor.core.search_made import Label, Made
 from supervisor.core.search_result import placement_of
-from supervisor.core.search_tables import Problem, Tables
 from supervisor.core.search_values import Best, Solution
-from supervisor.core.speed import Output
 
 RUNNERS_UP = 3
-Label = tuple[Tables, Choice]
-"""Where a solution comes from: two searches may number their devices differently."""
-
 LEFT_OUT_SHARE = 20  # of the steps of a search, for each device that is left out
 SHRINKING = (4, 3, 2)  # quarters of the context, then the same of its half
 
@@ -42,12 +37,12 @@ def plan(request: PlanRequest) -> Planned | NoFit:
         BadSplit: Overrides that contradict each other, the model or llama.cpp's limits.
         NoDevices: Nothing is left that could hold a layer.
     """
-    choice = choice_of(request)
+    choice, made = choice_of(request), Made(request)
     for runs in ladder(request):
         best: Best[Label] = Best(steps_left=request.rules.work_limit)
-        searches = search(request, choice, runs, best)
+        searches = search(made, choice, runs, best)
         if best.seen:
-            return _planned(request, searches, best, runs[0])
+            return _planned(made, searches, best, runs[0])
     return no_fit(request, choice, runs[-1], _smaller(request))
 
 
@@ -94,29 +89,13 @@ def _run(wanted: Wanted, ctx: int, kv_type: str, ubatch: int) -> Run:
 
 
 def search(
-    request: PlanRequest, choice: Choice, runs: Iterable[Run], best: Best[Label]
+    made: Made, choice: Choice, runs: Iterable[Run], best: Best[Label]
 ) -> list[ExactSearch[Label]]:
     """Search equally good settings for the best placement."""
-    searches: list[ExactSearch[Label]] = []
-    for run in runs:
-        tables = Tables(request, run)
-        if could_fit(tables.sizes, choice, request.host):
-            searches += _searches(tables, choice, best)
+    searches = [one for run in runs for one in made.searches(run, choice, best)]
     everyone = (1 << len(choice.devices)) - 1
-    _search_all(searches, best, Scope(everyone, choice.required))
+    _search_all(searches, best, Scope(everyone, choice.required, choice.sequence))
     return searches
-
-
-def _searches(tables: Tables, choice: Choice, best: Best[Label]) -> Iterator[ExactSearch[Label]]:
-    label: Label = tables, choice
-    sums: Sums | None = None
-    for outputs, least, most in _groups(tables, choice):
-        problem = tables.problem(outputs, choice, range(least, most + 1))
-        if choice.split:
-            _as_given(problem, choice.split, best, label)
-        elif problem.host_blocks:
-            sums = sums or Sums(problem)
-            yield ExactSearch(problem, sums, label)
 
 
 def _search_all(
@@ -154,47 +133,8 @@ def _search_all(
         searches[number].search(devices)
 
 
-def _groups(tables: Tables, choice: Choice) -> Iterator[tuple[frozenset[Output], int, int]]:
-    """Outputs that can share a search, with the least and the most layers on the main host.
-
-    The main host can hold fewer layers if it holds the output too.
-    """
-    without, with_output = tables.host_blocks(choice)
-    elsewhere = choice.outputs - {Output.HOST}
-    if elsewhere == choice.outputs:
-        yield elsewhere, 0, without
-        return
-    yield choice.outputs, 0, with_output
-    if elsewhere and with_output < without:
-        yield elsewhere, with_output + 1, without
-
-
-def _as_given(problem: Problem, split: Sequence[int], best: Best[Label], label: Label) -> None:
-    """Add the placement that the operator described, if it fits."""
-    runs: list[tuple[int, int]] = []
-    if 0 not in problem.host_blocks:
-        return
-    first, work, others = 0, problem.host_work[0], 0.0
-    for device, count in enumerate(split[:-1]):
-        option = problem.options[device]
-        end = first + count
-        if option.starts[end] > first:
-            return
-        runs.append((device, first))
-        work += option.work_fixed + option.work[end] - option.work[first]
-        others += option.prefill_fixed + option.prefill[end] - option.prefill[first]
-        first = end
-    device, option = len(split) - 1, problem.options[-1]
-    runs.append((device, first))
-    last = option.last_prefill[first]
-    cost = work + option.last_work[first] + others + last
-    cost += (problem.ubatches - 1) * max(others, last)
-    if cost < inf:
-        best.add(Solution(cost, cost, 0, tuple(runs), option.outputs[first]), label)
-
-
 def _planned(
-    request: PlanRequest, searches: list[ExactSearch[Label]], best: Best[Label], first: Run
+    made: Made, searches: list[ExactSearch[Label]], best: Best[Label], first: Run
 ) -> Planned:
     solution, label = best.ranked()[0]
     same = [one for one in searches if one.label is label]
@@ -204,9 +144,9 @@ def _planned(
         best=winner,
         runners_up=tuple(runners_up),
         left_out=(*left_out, *label[1].left_out),
-        unrestricted=_unrestricted(request),
+        unrestricted=_unrestricted(made),
         is_proven=best.is_proven,
-        shrunk=_shrunk(request, winner.run, first),
+        shrunk=_shrunk(made.request, winner.run, first),
     )
 
 
@@ -215,19 +155,23 @@ def _placed(solution: Solution, label: Label) -> Placement:
     return placement_of(tables, choice.devices, solution)
 
 
-def _unrestricted(request: PlanRequest) -> Placement | None:
+def _unrestricted(made: Made) -> Placement | None:
     """The best placement without the overrides, to show what they cost."""
-    if request.overrides.is_empty:
+    if made.request.overrides.is_empty:
         return None
-    return best_placement(request.model_copy(update={"overrides": Overrides()}))
+    return _best_placement(made, made.request.model_copy(update={"overrides": Overrides()}))
 
 
 def best_placement(request: PlanRequest) -> Placement | None:
     """The best placement alone, without what it was compared with."""
+    return _best_placement(Made(request), request)
+
+
+def _best_placement(made: Made, request: PlanRequest) -> Placement | None:
     choice = choice_of(request)
     for runs in ladder(request):
         best: Best[Label] = Best(steps_left=request.rules.work_limit)
-        search(request, choice, runs, best)
+        search(made, choice, runs, best)
         if best.seen:
             return _placed(*best.ranked()[0])
     return None

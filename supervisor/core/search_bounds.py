@@ -1,10 +1,10 @@
 """What devices cost at least: lines below their costs, filled the lowest first."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
 from operator import sub
+from typing import NamedTuple
 
 from supervisor.core.search_tables import Option, Problem
 from supervisor.core.search_values import bits
@@ -17,8 +17,7 @@ Segment = tuple[float, float]
 """Cost per unit of layers, and for how many units."""
 
 
-@dataclass(frozen=True, slots=True)
-class Floor:
+class Floor(NamedTuple):
     """The least that runs of layers cost: ``fixed``, and then the segments, the lowest first."""
 
     fixed: float
@@ -29,8 +28,7 @@ class Floor:
         return sum(units for _, units in self.segments)
 
 
-@dataclass(frozen=True, slots=True)
-class _Slopes:
+class _Slopes(NamedTuple):
     """What layers on a device cost at least: each of them, and many of them less a dip."""
 
     least: float

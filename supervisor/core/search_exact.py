@@ -34,10 +34,11 @@ ENOUGH = 1 - 1e-9
 
 
 class Scope(NamedTuple):
-    """The devices that may take part, and those that must."""
+    """The devices that may take part, those that must, and their order if that is given."""
 
     allowed: int
     required: int
+    sequence: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,10 @@ class ExactSearch(Generic[L]):
         self.factor = 1.0
         self.ends: list[int] = []
 
+    def forget(self) -> None:
+        """Drop what was reached, so that the next search is as the first."""
+        self.reached = {}
+
     def begin(self, best: Best[L], scope: Scope) -> None:
         """From now on, search among these devices for something better than ``best``.
 
@@ -83,7 +88,7 @@ class ExactSearch(Generic[L]):
 
     def glance(self) -> None:
         """Add good placements to ``best`` quickly: it makes the real search much shorter."""
-        if not self.problem.sequence:
+        if not self.scope.sequence:
             for order in self.bounds.orders(self.scope.allowed):
                 self.chain(order)
                 if self.best.score < inf:
@@ -96,7 +101,7 @@ class ExactSearch(Generic[L]):
 
     def search(self, devices: int) -> None:
         """Add the best placement that uses all of a set of devices, unless ``best`` is better."""
-        sequence = self.problem.sequence
+        sequence = self.scope.sequence
         self.factor = self.problem.factor(devices)
         self.ends = [sequence[-1]] if sequence else bits(devices)
         self.reached = {}
@@ -115,8 +120,8 @@ class ExactSearch(Generic[L]):
 
     def _twin(self, index: int) -> int:
         """The bit of an equal device with a lower number, which is to be used first."""
-        allowed, required = self.scope
-        if self.problem.sequence:
+        allowed, required, sequence = self.scope
+        if sequence:
             return 0
         for other in reversed(bits(allowed & ((1 << index) - 1))):
             same = (required >> other & 1) == (required >> index & 1)
@@ -177,8 +182,8 @@ class ExactSearch(Generic[L]):
 
     def _next(self, mask: int, devices: int) -> list[int]:
         """The devices that may follow."""
-        if self.problem.sequence:
-            return [self.problem.sequence[mask.bit_count()]]
+        if self.scope.sequence:
+            return [self.scope.sequence[mask.bit_count()]]
         twins = self.twins
         return [device for device in bits(devices & ~mask) if not twins[device] & ~mask]
 

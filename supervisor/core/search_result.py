@@ -19,6 +19,7 @@ def placement_of(tables: Tables, devices: Sequence[DeviceOffer], solution: Solut
         host.speed,
         token_overhead_s=host.token_overhead_s,
         disk_bytes_per_s=host.disk_bytes_per_s,
+        kind_of=tables.sizes.kind_of,
     )
     return Placement(
         devices=tuple(_placed(tables, devices, solution)),

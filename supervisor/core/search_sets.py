@@ -1,7 +1,6 @@
 """Which sets of devices could be better than the best placement so far."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
 from typing import NamedTuple
@@ -10,8 +9,7 @@ from supervisor.core.search_bounds import MEAN, SLACK, Bounds
 from supervisor.core.search_values import bits
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
+class _Item(NamedTuple):
     """A segment of a device's costs; at the first one, the device is taken or left."""
 
     slope: float

@@ -38,6 +38,7 @@ class Sizes:
         self._workspace = workspace_of_any(shape, run)
         self._compute: dict[tuple[Position, int], int] = {}
         self._starts: dict[int, list[int]] = {}
+        self._host_blocks: dict[tuple[int, int, bool], int] = {}
 
     def by_kind(self, value: Callable[[LayerShape], T]) -> list[T]:
         """One value per layer, computed once for all that are alike."""
@@ -77,6 +78,18 @@ class Sizes:
 
     def host_use(self, host: HostOffer, block: int, *, with_output: bool) -> MemoryUse:
         """What the main host itself needs with the first ``block`` layers."""
+        weights, compute, peak = self._host_bytes(block, with_output=with_output)
+        return MemoryUse(
+            weight_bytes=weights,
+            kv_bytes=self.kv[block],
+            compute_bytes=compute,
+            peak_bytes=peak,
+            budget_bytes=self.budget(host),
+            available_bytes=host.available_bytes,
+        )
+
+    def _host_bytes(self, block: int, *, with_output: bool) -> tuple[int, int, int]:
+        """Its weights, its compute buffer and the most at any time."""
         shape = self.shape
         # Tied embeddings too: what is computed with is a copy in another layout.
         own = shape.output_matrix_bytes if with_output else 0
@@ -86,24 +99,22 @@ class Sizes:
         compute += logits_bytes(shape, self.run) * (2 if with_output else 1)
         # A tensor on its way to a worker is there twice: as read, and as the message.
         sending = 2 * max(self._extremes[2], shape.output.largest_bytes)
-        return MemoryUse(
-            weight_bytes=weights,
-            kv_bytes=self.kv[block],
-            compute_bytes=compute,
-            peak_bytes=load_peak_bytes(weights, sending, self.kv[block], compute),
-            budget_bytes=self.budget(host),
-            available_bytes=host.available_bytes,
-        )
+        return weights, compute, load_peak_bytes(weights, sending, self.kv[block], compute)
 
     def host_block(self, host: HostOffer, *, with_output: bool) -> int:
         """How many of the first layers the main host can hold; -1: not even the embeddings."""
-        budget = self.budget(host)
-        end = self.shape.n_layers if host.may_hold_layers else 0
+        key = self.budget(host), self.shape.n_layers if host.may_hold_layers else 0, with_output
+        if key not in self._host_blocks:
+            self._host_blocks[key] = self._computed_host_block(*key)
+        return self._host_blocks[key]
 
+    def _computed_host_block(self, budget: int, most: int, with_output: bool) -> int:
         def is_too_much(block: int) -> bool:
-            return self.host_use(host, block, with_output=with_output).peak_bytes > budget
+            return self._host_bytes(block, with_output=with_output)[2] > budget
 
-        return bisect_left(range(end + 1), True, key=is_too_much) - 1
+        if not is_too_much(most):
+            return most
+        return bisect_left(range(most), True, key=is_too_much) - 1
 
     def starts(self, budget: int) -> list[int]:
         """For each end of a run, the first layer with which it may begin; the end: none fits."""
@@ -112,6 +123,8 @@ class Sizes:
         return self._starts[budget]
 
     def _computed_starts(self, budget: int) -> list[int]:
+        if self.fits(budget, 0, self.shape.n_layers, None):  # and so does any run
+            return [0] * len(self.weights)
         low, high, largest = self._extremes
         least = budget - self._compute_of(Position.MIDDLE, low)
         most = budget - self._compute_of(Position.MIDDLE, high)
@@ -133,6 +146,8 @@ class Sizes:
     def last_start(self, budget: int, output: Output) -> int:
         """The first layer with which the last device may begin; ``n_layers + 1``: none."""
         n_layers = self.shape.n_layers
+        if self.fits(budget, 0, n_layers, output):
+            return 0
         return bisect_left(
             range(n_layers + 1),
             True,

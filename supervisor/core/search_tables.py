@@ -48,8 +48,6 @@ class Problem:
     ubatches: int
     kind_of: list[int]
     cuts: list[int] = field(default_factory=list)
-    required: int = 0
-    sequence: tuple[int, ...] = ()
 
     @property
     def n_layers(self) -> int:
@@ -94,8 +92,6 @@ class Tables:
             ubatches=self.model.ubatches,
             kind_of=self.sizes.kind_of,
             cuts=[i for i in range(1, shape.n_layers) if not shape.cut_is_allowed(i)],
-            required=choice.required,
-            sequence=choice.sequence,
         )
 
     def host_blocks(self, choice: Choice) -> tuple[int, int]:
@@ -114,7 +110,8 @@ class Tables:
             self._middles[device.name] = self._middle(device)
         middle = self._middles[device.name]
         hop = self.model.prefill_hop_s(device.link, is_last=True)
-        ends = [self._end(device, output) for output in outputs]
+        budget = self.sizes.budget(device)
+        ends = [self._end(device, budget, output) for output in outputs]
         fixed, places = _cheapest(ends, len(middle.work))
         return replace(
             middle,
@@ -147,9 +144,9 @@ class Tables:
             FEWEST_FACTOR if goal.fewest_devices else 1.0
         )
 
-    def _end(self, device: DeviceOffer, output: Output) -> tuple[float, int, Output]:
+    def _end(self, device: DeviceOffer, budget: int, output: Output) -> tuple[float, int, Output]:
         """As the last device: what it costs beyond its layers, and the first it may begin with."""
-        start = self.sizes.last_start(self.sizes.budget(device), output)
+        start = self.sizes.last_start(budget, output)
         # A device with neither layers nor the output would do nothing.
         end = self.request.shape.n_layers - (output is Output.HOST)
         return self._last_fixed(device, output) if start <= end else inf, start, output

@@ -191,9 +191,13 @@ class SpeedModel:
             planning.md 3.1: a capture of 4484 bytes for 512 elements and 256 cells is matched
             to the byte. The rotation of quantised caches is read in ``llama-kv-cache.cpp``.
         """
+        return self._decode_up_bytes + (HEADER_BYTES if is_last else 0)
+
+    @cached_property
+    def _decode_up_bytes(self) -> int:
         users = self.work.users
         masks = [min(padded(self.depth), cells) for cells in self._mask_cells]
-        sets = 5 + 3 * (len(masks) - 1) + (1 if is_last else 0)
+        sets = 5 + 3 * (len(masks) - 1)
         rotation = self._rotation_bytes
         return (
             HEADER_BYTES * (sets + (2 if rotation else 0))
@@ -303,10 +307,15 @@ def predict(
     *,
     token_overhead_s: float = 0.0,
     disk_bytes_per_s: float = 0.0,
+    kind_of: Sequence[int] | None = None,
 ) -> Times:
-    """Predict one placement; the stages cover all layers, in order, the output is last."""
+    """Predict one placement; the stages cover all layers, in order, the output is last.
+
+    Equal layers are computed once if ``kind_of`` says which are.
+    """
+    kinds = kind_of or range(model.shape.n_layers)
     times = tuple(
-        _stage_times(model, stage, output if stage is stages[-1] else None, disk_bytes_per_s)
+        _stage_times(model, stage, output if stage is stages[-1] else None, disk_bytes_per_s, kinds)
         for stage in stages
     )
     output_s = model.output_s(host if output is Output.HOST else stages[-1].speed)
@@ -320,9 +329,18 @@ def predict(
 
 
 def _stage_times(
-    model: SpeedModel, stage: Stage, output: Output | None, disk_bytes_per_s: float
+    model: SpeedModel,
+    stage: Stage,
+    output: Output | None,
+    disk_bytes_per_s: float,
+    kind_of: Sequence[int],
 ) -> StageTimes:
-    layers = model.shape.layers[stage.first : stage.end]
+    layers, kinds = model.shape.layers[stage.first : stage.end], kind_of[stage.first : stage.end]
+    different = dict(zip(kinds, layers, strict=True))
+    decode = {kind: model.decode_layer_s(one, stage.speed) for kind, one in different.items()}
+    prefill = {
+        kind: model.prefill_layer_s(one, stage.speed, stage.link) for kind, one in different.items()
+    }
     sent = sum(
         layer.size_bytes
         for index, layer in enumerate(layers, stage.first)
@@ -331,9 +349,9 @@ def _stage_times(
     if output in {Output.LAST, Output.SAMPLED} and model.shape.n_layers not in stage.cached:
         sent += model.shape.output.size_bytes
     return StageTimes(
-        compute_s=sum(model.decode_layer_s(layer, stage.speed) for layer in layers),
+        compute_s=sum(decode[kind] for kind in kinds),
         hop_s=model.hop_s(stage.link, output),
-        prefill_s=sum(model.prefill_layer_s(layer, stage.speed, stage.link) for layer in layers)
+        prefill_s=sum(prefill[kind] for kind in kinds)
         + model.prefill_hop_s(stage.link, is_last=output is not None),
         load_s=model.load_s(sent, stage.link, disk_bytes_per_s),
     )

@@ -154,9 +154,8 @@ class Planner:
     ) -> _World:
         devices, absent = self._devices(spec, deployment)
         is_needed = bool(_named(spec))
-        model, host, fresh = await asyncio.gather(
-            asyncio.to_thread(read_model, spec.model),
-            asyncio.to_thread(self._host_facts),
+        (model, host), fresh = await asyncio.gather(
+            asyncio.to_thread(lambda: (read_model(spec.model), self._host_facts())),
             asyncio.gather(*(self._refreshed(device, is_needed) for device in devices)),
         )
         silent = [

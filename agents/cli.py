@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +18,13 @@ import platformdirs
 
 from agents import __version__, datafolder, engine, facts, log, ports, web
 from agents.api import create_app
-from agents.contract import AGENT_PORT, DeviceFacts, EngineFacts, GgmlDevice, Heartbeat
+from agents.chunk_store import ChunkStore
+from agents.contract import AGENT_PORT, LINK_PORT, DeviceFacts, EngineFacts, GgmlDevice, Heartbeat
 from agents.errors import AgentRunning, PortInUse, ProjectError
+from agents.far_end import FarEnd, server_context
+from agents.gguf_index import GgufIndex
 from agents.join import Identity, JoinCode, MainHost, keep_alive
+from agents.link_session import Stock
 from agents.rpc_server import RpcServer
 
 logger = logging.getLogger(__name__)
@@ -29,6 +35,7 @@ CODE_VARIABLE = "SUPERVISOR_JOIN_CODE"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _GOODBYE_S = 2.0
+_STORE_THREADS = 3
 
 _LOCK_PATIENCE_S = 5.0
 """For an agent that is just ending, as after a restart of the supervisor."""
@@ -45,6 +52,10 @@ class Options:
     port: int | None
     name: str | None
     threads: int | None
+    link_port: int | None = None
+    link_address: str | None = None
+    store_gib: float | None = None
+    models: tuple[Path, ...] = ()
 
 
 def default_folder() -> Path:
@@ -63,6 +74,27 @@ def add_join_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--port", type=int, help=f"REST port (default: {AGENT_PORT}, or a free one)"
+    )
+    parser.add_argument(
+        "--link-port", type=int, help=f"port of the link (default: {LINK_PORT}, or a free one)"
+    )
+    parser.add_argument(
+        "--link-address",
+        metavar="HOST:PORT",
+        help="where the main host reaches the link, if a router or tunnel is between",
+    )
+    parser.add_argument(
+        "--store-gib",
+        type=float,
+        help="most disk for weights of earlier launches (default: a quarter of what is free, at "
+        "most 32; 0: none)",
+    )
+    parser.add_argument(
+        "--models",
+        type=Path,
+        action="append",
+        help="folder of GGUF files whose weights need not be sent; may be repeated (default: "
+        "~/models, if it is there)",
     )
     parser.add_argument("--name", help="name of this device (default: host name or phone model)")
     parser.add_argument(
@@ -103,6 +135,10 @@ def options_from(parsed: argparse.Namespace) -> Options:
         port=parsed.port,
         name=parsed.name,
         threads=parsed.threads,
+        link_port=parsed.link_port,
+        link_address=parsed.link_address,
+        store_gib=parsed.store_gib,
+        models=tuple(parsed.models or [Path.home() / "models"]),
     )
 
 
@@ -160,7 +196,8 @@ async def _serve(
     reader: facts.FactsReader,
 ) -> None:
     address = options.host or ports.local_address_towards(main_host.endpoint.rpartition(":")[0])
-    listener = _listen(address, options.port)
+    listener = _listen(address, options.port, AGENT_PORT, "the agent's REST API")
+    link_listener = _listen(address, options.link_port, LINK_PORT, "the link")
     devices = await _devices(reader.engine)
 
     async def read_facts() -> DeviceFacts:
@@ -170,9 +207,24 @@ async def _serve(
         return replace(found, memory_available_bytes=available_bytes)
 
     async def compose() -> Heartbeat:
-        port = listener.getsockname()[1]
-        return Heartbeat(await read_facts(), server.status(), port, options.host or "")
+        link_host, _, link_port = (options.link_address or "").rpartition(":")
+        return Heartbeat(
+            facts=await read_facts(),
+            rpc_server=server.status(),
+            rest_port=listener.getsockname()[1],
+            address=options.host or "",
+            link_port=int(link_port or far_end.port),
+            link_address=link_host.strip("[]"),
+        )
 
+    index = GgufIndex(options.folder / "index")
+    far_end = FarEnd(
+        link_listener,
+        server_context(identity.certificate, identity.key, identity.authority),
+        server,
+        await _stock(options, index),
+        lambda: facts.memory()[1],
+    )
     server_web = web.mutual_tls(
         create_app(server, read_facts),
         certificate=identity.certificate,
@@ -185,14 +237,18 @@ async def _serve(
         extra={
             "device": reader.name,
             "address": f"{address}:{listener.getsockname()[1]}",
+            "link_port": far_end.port,
             "main_host": main_host.endpoint,
             "engine": reader.engine.folder if reader.engine else "none",
         },
     )
     serving = asyncio.create_task(server_web.serve(sockets=[listener]))
     beating = asyncio.create_task(keep_alive(main_host, compose, server.changed))
+    linking = asyncio.create_task(far_end.serve())
+    stop_indexing = threading.Event()
+    indexing = asyncio.create_task(_index_models(index, options, stop_indexing))
     stopping = asyncio.create_task(_stop_signal())
-    tasks = {serving, beating, stopping}
+    tasks = {serving, beating, linking, stopping}
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -201,10 +257,12 @@ async def _serve(
         await _say_goodbye(main_host, server, compose)
         server_web.should_exit = True
         beating.cancel()
+        linking.cancel()
         stopping.cancel()
+        stop_indexing.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.gather(*tasks, indexing, return_exceptions=True)
         logger.info("agent.stopped")
 
 
@@ -247,11 +305,33 @@ async def _devices(chosen: EngineFacts | None) -> list[GgmlDevice]:
     return await engine.ggml_devices(chosen, engine.inherited())
 
 
-def _listen(address: str, port: int | None) -> socket.socket:
-    """A port that was asked for must be free; the usual one may be taken by another agent."""
-    if port is not None:
-        return ports.listen(address, port, "the agent's REST API")
+async def _stock(options: Options, index: GgufIndex) -> Stock:
+    """Weights of earlier launches; reading what is there takes a moment."""
+    cap_bytes = None if options.store_gib is None else int(options.store_gib * (1 << 30))
+    store = await asyncio.to_thread(ChunkStore, options.folder / "chunks", cap_bytes)
+    return Stock(store, (index,), ThreadPoolExecutor(_STORE_THREADS, "chunks"))
+
+
+async def _index_models(index: GgufIndex, options: Options, stop: threading.Event) -> None:
+    """Name what this device has already, once; the next start finds the names."""
+    if options.store_gib == 0:
+        return  # nobody would ask for names
+
+    def build() -> None:
+        for folder in options.models:
+            index.index_gguf(sorted(folder.rglob("*.gguf")), cancel=stop)
+
     try:
-        return ports.listen(address, AGENT_PORT, "the agent's REST API")
+        await asyncio.to_thread(build)
+    except OSError as exc:
+        logger.warning("models.not_indexed", extra={"reason": str(exc)})
+
+
+def _listen(address: str, wanted: int | None, usual: int, purpose: str) -> socket.socket:
+    """A port that was asked for must be free; the usual one may be taken by another agent."""
+    if wanted is not None:
+        return ports.listen(address, wanted, purpose)
+    try:
+        return ports.listen(address, usual, purpose)
     except PortInUse:
-        return ports.listen(address, 0, "the agent's REST API")
+        return ports.listen(address, 0, purpose)

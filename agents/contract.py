@@ -17,6 +17,7 @@ AGENT_PROTOCOL = 1
 
 JOIN_PORT = 8101
 AGENT_PORT = 8102
+LINK_PORT = 8103
 RPC_PORTS = range(8110, 8200)
 """Below 32768, where Linux begins to hand out ports to outgoing connections."""
 
@@ -98,6 +99,7 @@ class RpcServerSpec:
     generation: int
     host: str
     launch: str = ""
+    main_host: str = ""
     port: int = 0
     threads: int | None = None
     devices: list[str] = field(default_factory=list)
@@ -110,6 +112,7 @@ class RpcServerStatus:
 
     state: WorkerState
     generation: int = 0
+    main_host: str = ""
     host: str = ""
     port: int = 0
     pid: int | None = None
@@ -195,6 +198,9 @@ class Heartbeat:
     rpc_server: RpcServerStatus
     rest_port: int
     address: str = ""
+    link_port: int = 0
+    link_address: str = ""
+    """Where the main host finds the link, if not at ``address``."""
     protocol: int = AGENT_PROTOCOL
 
 

@@ -162,6 +162,25 @@ class BadMessage(AgentError):
     code = "bad_message"
 
 
+class LinkFraming(AgentError):
+    """The other end of a link sent what no version of ours sends."""
+
+    code = "link_framing"
+
+
+class LinkRefused(AgentError):
+    """The far end of a link does not admit this launch."""
+
+    code = "link_refused"
+
+
+class LinkLost(AgentError):
+    """The other end of a link is silent, gone, or lost its rpc-server."""
+
+    code = "link_lost"
+    retryable = True
+
+
 class RpcFraming(AgentError):
     """A peer claims a length that its RPC command cannot have, or speaks out of turn."""
 

@@ -1,15 +1,16 @@
 """Offers the weights in GGUF files that the device already has as chunks, without a copy.
 
 Naming gigabytes of chunks takes a phone minutes. So the names of one file are appended to one
-cache file, batch by batch: a run that was cancelled or killed goes on where it was, and the
-next start hashes nothing. A cache is only believed while path, size and modification time are the
-same, and every chunk is verified when it is read, so neither a wrong cache nor a file that changes
-does harm. Files are read, not mapped: one that shrinks would kill a process that maps it.
+cache file as they come, in any order: a run that was cancelled or killed goes on where it was, and
+the next start hashes nothing. A cache is only believed while path, size and modification time are
+the same, and every chunk is verified when it is read, so neither a wrong cache nor a file that
+changes does harm. Files are read, not mapped: one that shrinks would kill a process that maps it.
 """
 
 import contextlib
 import json
 import logging
+import os
 import stat
 import struct
 import threading
@@ -62,6 +63,13 @@ class IndexReport:
 Listener = Callable[[IndexProgress], None]
 
 
+class Span(NamedTuple):
+    """Where a chunk is in its file; a few bytes long, or up to ``CHUNK_BYTES``."""
+
+    offset_bytes: int
+    size_bytes: int
+
+
 class GgufIndex:
     """Chunks of the GGUF files that were indexed; a ``ChunkSource``. May be used from any thread.
 
@@ -75,6 +83,8 @@ class GgufIndex:
         self._one_build = threading.Lock()
         self._places: dict[ChunkName, _Place] = {}
         self._stamps: dict[Path, _Stamp] = {}
+        self._caches: dict[Path, _Cache] = {}
+        self._one_append = threading.Lock()
         _prune(folder)
 
     def index_gguf(
@@ -105,8 +115,47 @@ class GgufIndex:
                     log.warning("gguf_index.file_refused", extra={"path": path, "reason": str(exc)})
         return IndexReport(tuple(indexed), refused, cancel.is_set())
 
+    def recall(self, path: Path) -> Mapping[Span, ChunkName]:
+        """Offer those chunks of a file whose names are known from before; names nothing.
+
+        Makes the file known to ``name_chunk``.
+
+        Raises:
+            NotIndexable: It is not a complete GGUF file.
+            OSError: It cannot be read.
+        """
+        path = path.absolute()
+        stamp = _Stamp.of(path)
+        cache = _Cache(self._folder, stamp)
+        known = cache.load()
+        if cache.planned_chunks < 0:
+            with path.open("rb") as file:
+                cache.start(len(_plan(file, stamp.size_bytes)))
+        self._renew(path, stamp)
+        self._caches[path] = cache
+        self._offer(path, known)
+        return known
+
+    def name_chunk(self, path: Path, span: Span) -> ChunkName:
+        """Name one chunk of a file that was recalled, offer it and remember it.
+
+        Raises:
+            NotIndexable: The file is not what it was when it was recalled.
+            OSError: It cannot be read.
+        """
+        path = path.absolute()
+        cache = self._caches[path]
+        with path.open("rb") as file:
+            name = _name(file, span, memoryview(bytearray(span.size_bytes)))
+        if _Stamp.of(path) != cache.stamp:
+            raise NotIndexable("it changed since it was recalled")
+        with self._one_append:
+            cache.append({span: name})
+        self._offer(path, {span: name})
+        return name
+
     def has(self, names: Iterable[ChunkName]) -> set[ChunkName]:
-        """Those of ``names`` that a file held when it was indexed."""
+        """Those of ``names`` that a file held when it was named."""
         with self._lock:
             return {name for name in names if name in self._places}
 
@@ -129,18 +178,16 @@ class GgufIndex:
         stamp = _Stamp.of(path)
         cache = _Cache(self._folder, stamp)
         known = cache.load()
-        if self._stamps.get(path) != stamp:
-            self._forget(path)
-            self._stamps[path] = stamp
+        self._renew(path, stamp)
         done_bytes = self._offer(path, known)
         if len(known) == cache.planned_chunks:
             on_progress(IndexProgress(path, done_bytes, done_bytes))
             return True
-        with path.open("rb") as file, contextlib.closing(cache):
+        with path.open("rb") as file:
             plan = _plan(file, stamp.size_bytes)
-            total_bytes = sum(size_bytes for _, size_bytes in plan)
-            cache.start(len(plan), len(known))
-            for batch in _name_batches(file, plan[len(known) :]):
+            total_bytes = sum(span.size_bytes for span in plan)
+            cache.start(len(plan))
+            for batch in _name_batches(file, [span for span in plan if span not in known]):
                 if _Stamp.of(path) != stamp:
                     raise NotIndexable("it changed while it was read; index it when it is complete")
                 cache.append(batch)
@@ -151,14 +198,18 @@ class GgufIndex:
         log.info("gguf_index.file_indexed", extra={"path": path, "chunks": len(plan)})
         return True
 
-    def _offer(self, path: Path, records: Iterable["_Record"]) -> int:
+    def _renew(self, path: Path, stamp: "_Stamp") -> None:
+        """Forget what another version of the file had; a load may be reading this one just now."""
+        if self._stamps.get(path) != stamp:
+            self._forget(path)
+            self._stamps[path] = stamp
+
+    def _offer(self, path: Path, named: Mapping[Span, ChunkName]) -> int:
         """Return how many bytes are offered."""
-        total_bytes = 0
         with self._lock:
-            for name, offset_bytes, size_bytes in records:
-                self._places[name] = _Place(path, offset_bytes, size_bytes)
-                total_bytes += size_bytes
-        return total_bytes
+            for span, name in named.items():
+                self._places[name] = _Place(path, span)
+        return sum(span.size_bytes for span in named)
 
     def _forget(self, path: Path) -> None:
         with self._lock:
@@ -173,8 +224,8 @@ class GgufIndex:
             return None
         try:
             with place.path.open("rb") as file:
-                file.seek(place.offset_bytes)
-                chunk = take(file, place.size_bytes)
+                file.seek(place.span.offset_bytes)
+                chunk = take(file, place.span.size_bytes)
         except OSError as exc:
             self._lose(place.path, str(exc))
             return None
@@ -192,36 +243,34 @@ class GgufIndex:
 
 class _Place(NamedTuple):
     path: Path
-    offset_bytes: int
-    size_bytes: int
+    span: Span
 
 
-class _Record(NamedTuple):
-    name: ChunkName
-    offset_bytes: int
-    size_bytes: int
-
-
-def _plan(file: BufferedReader, file_bytes: int) -> list[tuple[int, int]]:
-    """Offset in the file and size of every chunk, in the order of the data."""
+def _plan(file: BufferedReader, file_bytes: int) -> list[Span]:
+    """Where every chunk of a file is, in the order of the data."""
     return [
-        (start + offset, size_bytes)
+        Span(start + offset, size_bytes)
         for start, tensor_bytes in read_tensors(file, file_bytes)
         if tensor_bytes >= SMALLEST_TENSOR_BYTES
         for offset, size_bytes in cut(tensor_bytes)
     ]
 
 
-def _name_batches(file: BufferedReader, plan: Iterable[tuple[int, int]]) -> Iterator[list[_Record]]:
+def _name_batches(
+    file: BufferedReader, spans: Iterable[Span]
+) -> Iterator[Mapping[Span, ChunkName]]:
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    rest = iter(plan)
+    rest = iter(spans)
     while batch := list(islice(rest, BATCH_CHUNKS)):
-        records = []
-        for offset, size_bytes in batch:
-            file.seek(offset)
-            name = chunk_name(fill(file, buffer, size_bytes))
-            records.append(_Record(name, offset, size_bytes))
-        yield records
+        yield {span: _name(file, span, buffer) for span in batch}
+
+
+def _name(file: BufferedReader, span: Span, buffer: memoryview) -> ChunkName:
+    file.seek(span.offset_bytes)
+    data = fill(file, buffer, span.size_bytes)
+    if data.nbytes < span.size_bytes:
+        raise NotIndexable(f"it ends before byte {span.offset_bytes + span.size_bytes}")
+    return chunk_name(data)
 
 
 # Caches
@@ -247,57 +296,64 @@ class _Stamp:
 
 
 class _Cache:
-    """The names of one file's chunks on disk: a line of JSON, then records.
+    """The names of one file's chunks on disk: a line of JSON, then records in any order.
 
-    What is torn at its end, by a kill or a full disk, is cut off before more is appended.
+    The file is opened anew for each append, which is one write, so that several processes may name
+    the same model. What is torn at its end, by a kill or a full disk, is cut off before more is
+    appended.
     """
 
     def __init__(self, folder: Path, stamp: _Stamp) -> None:
+        self.stamp = stamp
         self.planned_chunks = -1
         self._path = _cache_path(folder, Path(stamp.path))
-        self._stamp = stamp
-        self._file: FileIO | None = None
+        self._is_writable = True
 
-    def load(self) -> list[_Record]:
-        """The records that are there; none if they are void. Sets ``planned_chunks``."""
+    def load(self) -> dict[Span, ChunkName]:
+        """The names that are there; none if they are void. Sets ``planned_chunks`` if not."""
         head, body = _read_cache(self._path)
         planned = head.pop("planned_chunks", None)
-        if head != asdict(self._stamp) or not isinstance(planned, int):
-            return []
+        if head != asdict(self.stamp) or not isinstance(planned, int):
+            return {}
         whole_bytes = len(body) // _LAYOUT.size * _LAYOUT.size
-        records = [_Record(*fields) for fields in _LAYOUT.iter_unpack(body[:whole_bytes])]
-        if not all(self._is_possible(record) for record in records):
-            return []
+        records = _LAYOUT.iter_unpack(body[:whole_bytes])
+        known = {Span(*span): ChunkName(name) for name, *span in records}
+        if not all(self._is_possible(span) for span in known):
+            return {}
         self.planned_chunks = planned
-        return records
+        return known
 
-    def _is_possible(self, record: _Record) -> bool:
-        end = record.offset_bytes + record.size_bytes
-        return 0 < record.size_bytes <= CHUNK_BYTES and end <= self._stamp.size_bytes
+    def _is_possible(self, span: Span) -> bool:
+        end = span.offset_bytes + span.size_bytes
+        return 0 < span.size_bytes <= CHUNK_BYTES and end <= self.stamp.size_bytes
 
-    def start(self, planned_chunks: int, known_chunks: int) -> None:
-        """Make ready to append after ``known_chunks`` records."""
-        head = json.dumps(asdict(self._stamp) | {"planned_chunks": planned_chunks}).encode() + b"\n"
+    def start(self, planned_chunks: int) -> None:
+        """Make ready to append, with an empty cache if ``load`` found none."""
+        if self.planned_chunks == planned_chunks:
+            return
+        self.planned_chunks = planned_chunks
         with self._or_without():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch(mode=0o600)
-            self._file = FileIO(self._path, "r+")
-            self._file.truncate(len(head) + known_chunks * _LAYOUT.size if known_chunks else 0)
-            self._write(head)
-            self._file.seek(0, 2)
+            with FileIO(self._path, "r+") as file:
+                file.truncate(0)
+                _write(file, self._head())
 
-    def append(self, records: Iterable[_Record]) -> None:
-        with self._or_without():
-            self._write(b"".join(_LAYOUT.pack(*record) for record in records))
+    def append(self, named: Mapping[Span, ChunkName]) -> None:
+        if not self._is_writable:
+            return
+        with self._or_without(), FileIO(self._path, "r+", opener=_to_append) as file:
+            head = self._head()
+            if file.read(len(head)) != head:
+                raise OSError("it was made anew, for another version of the model")
+            end = file.seek(0, 2)
+            if torn_bytes := (end - len(head)) % _LAYOUT.size:
+                file.seek(file.truncate(end - torn_bytes))
+            _write(file, b"".join(_LAYOUT.pack(name, *span) for span, name in named.items()))
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _write(self, data: bytes) -> None:
-        if self._file is not None and self._file.write(data) < len(data):
-            raise OSError(f"only a part of {len(data)} bytes could be written")
+    def _head(self) -> bytes:
+        head = asdict(self.stamp) | {"planned_chunks": self.planned_chunks}
+        return json.dumps(head).encode() + b"\n"
 
     @contextlib.contextmanager
     def _or_without(self) -> Iterator[None]:
@@ -305,9 +361,18 @@ class _Cache:
         try:
             yield
         except OSError as exc:
-            self.close()
-            fields = {"path": self._stamp.path, "reason": str(exc)}
+            self._is_writable = False
+            fields = {"path": self.stamp.path, "reason": str(exc)}
             log.warning("gguf_index.cache_not_written", extra=fields)
+
+
+def _to_append(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_APPEND)
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    if (written := file.write(data)) < len(data):
+        raise OSError(f"only {written} of {len(data)} bytes could be written")
 
 
 def _cache_path(folder: Path, path: Path) -> Path:

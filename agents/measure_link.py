@@ -1,4 +1,4 @@
-"""Measures the link to a device through its idle rpc-server: round trips and both bandwidths."""
+"""Measures the way to a device's idle rpc-server: round trips and both bandwidths."""
 
 import statistics
 import time
@@ -17,6 +17,8 @@ LEAST_BYTES: Final = 4 << 20
 MOST_BYTES: Final = 8 << 20
 """More would stay in the heap of the rpc-server: glibc keeps freed blocks of 8 to 32 MiB."""
 
+_PING_BYTES: Final = 4 << 10
+
 TRANSFER_S: Final = 0.25
 """What one transfer should take, so that slow start and scheduling do not show."""
 
@@ -28,8 +30,9 @@ SHARE_OF_TIME: Final = 0.6
 class LinkMeasurement:
     """One link as seen from here; up is towards the device.
 
-    Round trips are those of the smallest question to the rpc-server, and bandwidths include what
-    the server takes to copy the data: as a launched model sees them.
+    Round trips are those of a small question that the rpc-server itself answers, and bandwidths
+    include what it takes to copy the data. Measured through a link, both include what that takes at
+    either end: as a launched model sees them.
     """
 
     round_trip_p50_s: float
@@ -41,7 +44,7 @@ class LinkMeasurement:
 
 
 async def measure_link(host: str, port: int, *, deadline_s: float = 15.0) -> LinkMeasurement:
-    """Measure the link from here to an idle rpc-server.
+    """Measure the way from here to an idle rpc-server, or to the near end of a link to one.
 
     A link too slow to carry transfers of ``LEAST_BYTES`` in time is measured with smaller ones.
 
@@ -51,8 +54,7 @@ async def measure_link(host: str, port: int, *, deadline_s: float = 15.0) -> Lin
     """
     started_s = time.monotonic()
     async with connected(host, port, deadline_s=deadline_s) as client:
-        await ping_s(client)
-        pings = sorted([await ping_s(client) for _ in range(PINGS)])
+        pings = sorted(await _round_trips_s(client))
         median_s = statistics.median(pings)
         up, down = await _rates(client, FIRST_BYTES, median_s, repetitions=1)
         left_s = started_s + deadline_s - time.monotonic()
@@ -77,21 +79,41 @@ def transfer_bytes(up_bytes_per_s: float, down_bytes_per_s: float, left_s: float
 
 
 async def ping_s(client: RpcClient, device: int = 0) -> float:
-    """One round trip of the smallest question that has an answer."""
+    """One round trip to an rpc-server on this host, by the smallest question with an answer."""
     started_s = time.perf_counter()
     await client.memory(device)
     return time.perf_counter() - started_s
+
+
+async def _round_trips_s(client: RpcClient) -> list[float]:
+    """Of a question that a near end cannot answer, unlike that of ``ping_s``; the first warms up.
+
+    It touches no tensor either: that would be part of ``DeviceMeasurement.hop_overhead_s``.
+    """
+    buffer = await _allocated(client, _PING_BYTES)
+    times = []
+    for _ in range(PINGS + 1):
+        started_s = time.perf_counter()
+        await client.base(buffer)
+        times.append(time.perf_counter() - started_s)
+    await client.free(buffer)
+    return times[1:]
+
+
+async def _allocated(client: RpcClient, size_bytes: int) -> int:
+    buffer = await client.allocate(size_bytes)
+    if buffer is None:
+        raise MeasurementFailed(
+            f"the device has no {size_bytes >> 10} KiB to receive; free memory on it"
+        )
+    return buffer
 
 
 async def _rates(
     client: RpcClient, size_bytes: int, round_trip_s: float, repetitions: int
 ) -> tuple[float, float]:
     """Bytes per second up and down; the first transfer each way warms up."""
-    buffer = await client.allocate(size_bytes)
-    if buffer is None:
-        raise MeasurementFailed(
-            f"the device has no {size_bytes >> 10} KiB to receive; free memory on it"
-        )
+    buffer = await _allocated(client, size_bytes)
     address = await client.base(buffer)
     target = RemoteTensor(1, I8.type_id, (size_bytes, 1), size_bytes, 1, buffer, address)
     data = bytes(size_bytes)

@@ -92,9 +92,11 @@ async def spawn(
     *,
     log_path: Path,
     environment: Mapping[str, str],
-    parent_death_signal: signal.Signals = signal.SIGKILL,
+    parent_death_signal: signal.Signals | None = signal.SIGKILL,
 ) -> Child:
     """Start ``argv`` in a process group of its own with its output in ``log_path``.
+
+    Without ``parent_death_signal`` it goes on when we end; the ledger's sweep finds it then.
 
     A file, not a pipe: a pipe would block or kill the child when we lag or die. SIGPIPE stays
     ignored across exec (``restore_signals=False``), because rpc-server dies of it.
@@ -110,7 +112,7 @@ async def spawn(
     if not os.access(program, os.X_OK):
         raise EngineUnusable(f"{program} is not executable; run chmod +x on it")
     command = list(argv)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and parent_death_signal is not None:
         command = [*_guard(parent_death_signal), *argv]
     with _open_log(log_path) as log_file:
         process = await asyncio.create_subprocess_exec(
@@ -179,7 +181,13 @@ class ChildLedger:
         self._path = path
 
     async def spawn(
-        self, name: str, argv: Sequence[str], *, log_path: Path, environment: Mapping[str, str]
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        log_path: Path,
+        environment: Mapping[str, str],
+        parent_death_signal: signal.Signals | None = signal.SIGKILL,
     ) -> Child:
         """Start a child and remember it; one that cannot be remembered is ended again.
 
@@ -187,7 +195,13 @@ class ChildLedger:
             EngineMissing, EngineUnusable: As :func:`spawn`.
             FolderNotWritable: Its log or this file cannot be written.
         """
-        child = await spawn(name, argv, log_path=log_path, environment=environment)
+        child = await spawn(
+            name,
+            argv,
+            log_path=log_path,
+            environment=environment,
+            parent_death_signal=parent_death_signal,
+        )
         try:
             self.add(child)
         except FolderNotWritable:

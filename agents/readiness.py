@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from agents import logfile, ports, process
 from agents.errors import RpcServerExited, RpcServerSilent, WorkerTaken
-from agents.rpc_protocol import Outcome, ProbeResult, probe
+from agents.rpc_protocol import DeviceMemory, Outcome, ProbeResult, probe
 
 _PROBE_DEADLINE_S = 2.0
 _FIRST_PAUSE_S = 0.002
@@ -17,6 +17,7 @@ class Proof:
     """The version that a fresh rpc-server speaks, or an error."""
 
     rpc_protocol: str = ""
+    devices: tuple[DeviceMemory, ...] = ()
     error_code: str = ""
     detail: str = ""
 
@@ -50,7 +51,7 @@ def exit_text(child: process.Child) -> str:
 
 def _judged(result: ProbeResult, endpoint: str) -> Proof:
     if result.outcome is Outcome.READY:
-        return Proof(rpc_protocol=str(result.triple or ""))
+        return Proof(str(result.triple or ""), result.devices)
     return Proof(error_code=RpcServerSilent.code, detail=f"{endpoint}: {result.detail}")
 
 
@@ -70,7 +71,7 @@ async def _probe_until_answer(host: str, port: int) -> ProbeResult:
     """The caller sets the deadline."""
     pause_s = _FIRST_PAUSE_S
     while True:
-        result = await probe(host, port, deadline_s=_PROBE_DEADLINE_S)
+        result = await probe(host, port, deadline_s=_PROBE_DEADLINE_S, asks_sizes=True)
         if result.outcome not in (Outcome.REFUSED, Outcome.BUSY, Outcome.UNREACHABLE):
             return result
         await asyncio.sleep(pause_s)

@@ -83,6 +83,9 @@ class DeviceMemory:
 
     free_bytes: int
     total_bytes: int
+    alignment: int = 0
+    """Bytes that tensor addresses must be a multiple of; 0: not asked."""
+    max_buffer_bytes: int = 0
 
 
 class Outcome(StrEnum):
@@ -138,7 +141,12 @@ def decode_hello_reply(body: bytes) -> Triple:
 
 
 async def probe(
-    host: str, port: int, *, deadline_s: float, expected: Triple | None = None
+    host: str,
+    port: int,
+    *,
+    deadline_s: float,
+    expected: Triple | None = None,
+    asks_sizes: bool = False,
 ) -> ProbeResult:
     """Ask an idle rpc-server who it is: HELLO, DEVICE_COUNT, GET_DEVICE_MEMORY of each device.
 
@@ -147,6 +155,7 @@ async def probe(
         port: TCP port.
         deadline_s: For everything together, both HELLO forms included.
         expected: When given, any other version is ``INCOMPATIBLE``.
+        asks_sizes: GET_ALIGNMENT and GET_MAX_SIZE of each device, too.
 
     Returns:
         The outcome; ``BUSY`` means that the connection was accepted (by the kernel) and nobody
@@ -157,7 +166,7 @@ async def probe(
     try:
         for hello, reply_bytes in forms:
             # Servers of 1.x to 3.x close on the long form; the short one needs a new connection.
-            result = await _probe_once(host, port, deadline, hello, reply_bytes)
+            result = await _probe_once(host, port, deadline, hello, reply_bytes, asks_sizes)
             if result is not None:
                 return _compared(result, expected)
     except TimeoutError:
@@ -177,7 +186,7 @@ def _compared(result: ProbeResult, expected: Triple | None) -> ProbeResult:
 
 
 async def _probe_once(
-    host: str, port: int, deadline: float, hello: bytes, reply_bytes: int
+    host: str, port: int, deadline: float, hello: bytes, reply_bytes: int, asks_sizes: bool
 ) -> ProbeResult | None:
     """One connection with one form of HELLO; ``None`` when the peer closed instead of answering.
 
@@ -189,7 +198,7 @@ async def _probe_once(
         reader, writer = await asyncio.open_connection(host, port)
     try:
         async with asyncio.timeout_at(deadline):
-            return await _dialogue(reader, writer, hello, reply_bytes)
+            return await _dialogue(reader, writer, hello, reply_bytes, asks_sizes)
     except TimeoutError:
         return ProbeResult(Outcome.BUSY, detail="connected, but nobody answers HELLO")
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -201,13 +210,17 @@ async def _probe_once(
 
 
 async def _dialogue(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hello: bytes, reply_bytes: int
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    hello: bytes,
+    reply_bytes: int,
+    asks_sizes: bool,
 ) -> ProbeResult:
     started = time.monotonic()
     writer.write(hello)
     triple = decode_hello_reply(await _read_response(reader, reply_bytes))
     round_trip_s = time.monotonic() - started
-    devices = await _read_devices(reader, writer, triple)
+    devices = await _read_devices(reader, writer, triple, asks_sizes)
     # Half-close and read to the end: the server sees an orderly end and nothing is left unread.
     # Everything was answered by now, so a peer that is gone already changes nothing.
     with contextlib.suppress(OSError, TimeoutError):
@@ -219,7 +232,7 @@ async def _dialogue(
 
 
 async def _read_devices(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, triple: Triple
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, triple: Triple, asks_sizes: bool
 ) -> tuple[DeviceMemory, ...]:
     has_device_index = triple.major >= 3
     count = 1
@@ -233,7 +246,11 @@ async def _read_devices(
         body = _DEVICE.pack(index) if has_device_index else b""
         writer.write(encode_request(Command.GET_DEVICE_MEMORY, body))
         free, total = _MEMORY.unpack(await _read_response(reader, _MEMORY.size))
-        devices.append(DeviceMemory(free_bytes=free, total_bytes=total))
+        sizes: list[int] = []
+        for command in (Command.GET_ALIGNMENT, Command.GET_MAX_SIZE) if asks_sizes else ():
+            writer.write(encode_request(command, body))
+            sizes.append(*_LENGTH.unpack(await _read_response(reader, _LENGTH.size)))
+        devices.append(DeviceMemory(free, total, *sizes))
     return tuple(devices)
 
 

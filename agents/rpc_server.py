@@ -12,6 +12,7 @@ from agents import environment, facts, ports, process
 from agents.command import rpc_server_argv
 from agents.contract import (
     EngineFacts,
+    GgmlDevice,
     MeasurementSpec,
     RpcServerSpec,
     RpcServerStatus,
@@ -26,6 +27,7 @@ from agents.errors import (
 )
 from agents.measuring import LOOPBACK, Measurement
 from agents.readiness import exit_text, prove
+from agents.rpc_protocol import DeviceMemory
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,10 @@ class RpcServer:
         self._one_at_a_time = asyncio.Lock()
         self._reservation: ports.Reservation | None = None
         self._measurement: Measurement | None = None
+        self._spec: RpcServerSpec | None = None
+        self._devices: tuple[DeviceMemory, ...] = ()
         self._starts = 0
+        self._news = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
         self.changed = asyncio.Event()
@@ -133,6 +138,31 @@ class RpcServer:
                 await self._settled.wait()
         return self.status()
 
+    async def wait_for(self, generation: int, timeout_s: float) -> RpcServerStatus:
+        """Status once that generation, or a later one, was asked for and has settled.
+
+        After ``timeout_s`` seconds it is whatever it is.
+        """
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not await self._has_settled(generation):
+                    await self._news.wait()
+        return self.status()
+
+    async def _has_settled(self, generation: int) -> bool:
+        if self._status.generation >= generation:
+            async with self._one_at_a_time:  # between the end of the last one and the next start
+                pass
+        has_come = self._status.generation >= generation
+        return has_come and self._status.state is not WorkerState.STARTING
+
+    def offered(self) -> list[tuple[DeviceMemory, bool]]:
+        """What the proven rpc-server said of each of its devices, and whether it is a CPU."""
+        names = self._spec.devices if self._spec else []
+        is_cpu = [GgmlDevice(name).is_cpu for name in names] or [True] * len(self._devices)
+        return list(zip(self._devices, is_cpu, strict=False))
+
     async def close(self) -> None:
         """Stop everything, whatever its generation."""
         async with self._one_at_a_time:
@@ -190,12 +220,14 @@ class RpcServer:
         ports.refuse_public(spec.host)
         self._reservation = ports.reserve(spec.host, spec.port)
         port = self._reservation.port
+        self._spec, self._devices = spec, ()
         name = f"rpc-server-{spec.generation}"
         child = self._child = await self._spawn(name, spec.host, port, spec.threads, spec.devices)
         self._become(
             RpcServerStatus(
                 WorkerState.STARTING,
                 generation=spec.generation,
+                main_host=spec.main_host,
                 host=spec.host,
                 port=port,
                 pid=child.pid,
@@ -236,6 +268,7 @@ class RpcServer:
             self._fail(proof.error_code, proof.detail, child.exit_status)
             await child.stop(grace_s=GRACE_S)
             return
+        self._devices = proof.devices
         ready = replace(self._status, state=WorkerState.READY, rpc_protocol=proof.rpc_protocol)
         self._become(ready)
         status = await child.wait()
@@ -278,6 +311,8 @@ class RpcServer:
             )
         self._status = status
         self.changed.set()
+        self._news.set()
+        self._news = asyncio.Event()
         if status.state is WorkerState.STARTING:
             self._settled.clear()
         else:

@@ -23,6 +23,7 @@ from supervisor import files
 from supervisor.adapters import agent_archive
 from supervisor.adapters.agent_client import AgentClient
 from supervisor.adapters.authority import Authority
+from supervisor.adapters.link_process import LinkProcesses
 from supervisor.adapters.llama_server import LlamaServerClient, LlamaServerStarter
 from supervisor.adapters.local_agent import LocalAgent
 from supervisor.adapters.memory_oracle import MemoryOracle
@@ -38,9 +39,10 @@ from supervisor.errors import SupervisorRunning
 from supervisor.service.events import EventBus
 from supervisor.service.idle_measuring import IdleMeasurer
 from supervisor.service.measuring import Measurer
+from supervisor.service.pushing import Pusher
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
-from supervisor.service.tools import MainHost, Tools
+from supervisor.service.tools import Identity, MainHost, Tools
 from supervisor.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -97,6 +99,7 @@ class _Parts:
 
     services: Services
     http: httpx.AsyncClient
+    links: LinkProcesses
     servers: list[tuple[web.Web, list[socket.socket]]]
 
 
@@ -134,6 +137,7 @@ async def _run(
         for task in others:
             task.cancel()
         await asyncio.gather(*serving, *others, return_exceptions=True)
+        await parts.links.close()  # nobody measures any more
         await parts.http.aclose()
         await services.registry.close()
         log.info("supervisor.stopped")
@@ -177,6 +181,8 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
 
     registry = Registry(settings, store, authority, connect, bus)
     registry.rpc_protocol = main_host.engine.rpc_protocol if main_host.engine else ""
+    links = LinkProcesses(folder)
+    links.prepare()
     tools = Tools(
         settings=settings,
         registry=registry,
@@ -188,13 +194,21 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         probe=probe,
         start_engine=LlamaServerStarter(folder / "children.json").start,
         connect_engine=LlamaServerClient,
+        start_links=links.start,
+        identity=Identity(
+            authority.supervisor_certificate,
+            authority.supervisor_key,
+            authority.certificate_path,
+        ),
         main_host=main_host,
     )
+    reconciler = Reconciler(tools, bus)
     services = Services(
         settings=settings,
         registry=registry,
-        reconciler=Reconciler(tools, bus),
+        reconciler=reconciler,
         measurer=Measurer(tools, bus),
+        pusher=Pusher(tools, reconciler.planner),
         launches=store,
         bus=bus,
         main_host=main_host,
@@ -219,7 +233,7 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         need_client=False,
     )
     page = web.plain(create_app(services, http, files.dashboard()))
-    return _Parts(services, http, [(page, addresses.web), (join_web, [addresses.agents])])
+    return _Parts(services, http, links, [(page, addresses.web), (join_web, [addresses.agents])])
 
 
 async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:

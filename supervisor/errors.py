@@ -107,6 +107,12 @@ class NoDevices(CapacityError):
     retryable = True
 
 
+class NothingToPush(CapacityError):
+    """The plan has no worker whose store could be filled."""
+
+    code = "nothing_to_push"
+
+
 class InsufficientMemory(CapacityError):
     """The model fits nowhere; ``shortfall`` has the numbers, ready for JSON."""
 

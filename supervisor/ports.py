@@ -17,6 +17,7 @@ from agents.contract import (
 from agents.rpc_protocol import ProbeResult, Triple
 from supervisor.core.engine_memory import EngineMemory
 from supervisor.core.entities import (
+    AgentId,
     Deployment,
     DeploymentId,
     LaunchId,
@@ -26,6 +27,8 @@ from supervisor.core.entities import (
 )
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
 from supervisor.core.model_shape import ModelShape
+from supervisor.core.seeding import FileTensor
+from supervisor.link.job import LinkJob, LinkStats
 
 
 class AgentPort(Protocol):
@@ -61,6 +64,8 @@ class Model:
     shape: ModelShape
     stand_in: Path | None = None
     """A sparse file in place of one that is not here; the engine can plan with it, not run it."""
+    tensors: tuple[FileTensor, ...] = ()
+    """Where they are on this host, if they are."""
 
     @property
     def file(self) -> Path:
@@ -104,6 +109,34 @@ class EngineStarter(Protocol):
     async def __call__(
         self, argv: Sequence[str], environment: Mapping[str, str], log_path: Path
     ) -> EngineProcess: ...
+
+
+class Links(Protocol):
+    """The near ends of a launch, in their process."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def log_path(self) -> Path: ...
+
+    async def ready(self, agents: int, deadline_s: float) -> Mapping[AgentId, LinkStats]: ...
+
+    def stats(self) -> Mapping[AgentId, LinkStats]: ...
+
+    async def changed(self) -> None: ...
+
+    def raise_if_lost(self) -> None:
+        """Raises ``ProjectError``, whose text names worker, phase and last command."""
+        ...
+
+    async def stop(self) -> None: ...
+
+
+class LinkStarter(Protocol):
+    """Starts the links of a launch; ready they are a moment later."""
+
+    async def __call__(self, job: LinkJob) -> Links: ...
 
 
 class Health(StrEnum):

@@ -49,6 +49,10 @@ class Settings(FrozenModel):
     measure_keeps_days: float = Field(30.0, gt=0, description="how long a measurement counts")
 
     worker_ready_s: Seconds = Field(20.0, gt=0, description="for an rpc-server to answer HELLO")
+    link_silence_s: Seconds = Field(
+        5.0, ge=0.5, le=600, description="a worker this silent is lost, if three round trips"
+    )
+    link_window_mib: int = Field(64, ge=4, le=256, description="memory of a link, per end")
     verify_s: Seconds = Field(5.0, gt=0, description="for one probe from the main host")
     connect_s: Seconds = Field(90.0, gt=0, description="for llama-server to open its port")
     stall_s: Seconds = Field(120.0, gt=0, description="a load without progress for this long fails")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,17 +175,26 @@ class Cluster:
 
 def engine_pids() -> list[int]:
     """Live llama.cpp processes started by this test run (their environment names the run)."""
-    pids = []
+    names = ("llama-server", "ggml-rpc-server", "rpc-server")
+    return [pid for pid, program, _ in _of_this_run() if program in names]
+
+
+def link_pids() -> list[int]:
+    """Live link processes started by this test run."""
+    return [pid for pid, _, argv in _of_this_run() if "supervisor.link" in argv]
+
+
+def _of_this_run() -> Iterator[tuple[int, str, list[str]]]:
+    """(pid, program, command line) of what lives."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            name = (entry / "exe").resolve().name
+            program = (entry / "exe").resolve().name
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
             environ = (entry / "environ").read_bytes()
+            argv = (entry / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
-        is_engine = name in ("llama-server", "ggml-rpc-server", "rpc-server")
-        if is_engine and state != "Z" and RUN_MARK.encode() in environ:
-            pids.append(int(entry.name))
-    return pids
+        if state != "Z" and RUN_MARK.encode() in environ:
+            yield int(entry.name), program, argv

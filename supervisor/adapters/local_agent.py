@@ -53,6 +53,8 @@ class LocalAgent:
         argv = [sys.executable, "-m", "agents", "join", "-", "--data", str(self._folder / "agent")]
         # Its rpc-server is for the llama-server beside it, and nobody else's to reach.
         argv += ["--host", "127.0.0.1"]
+        # The model's file is on this host; a copy of its chunks would only take disk.
+        argv += ["--store-gib", "0"]
         if self._settings.engine_folder is not None:
             argv += ["--engine", str(self._settings.engine_folder)]
         if self._settings.log_format == "json":

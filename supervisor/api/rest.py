@@ -38,6 +38,7 @@ from supervisor.service.attempt import SET_BY_US
 from supervisor.service.clock import timestamp
 from supervisor.service.events import EventBus
 from supervisor.service.measuring import Measurer
+from supervisor.service.pushing import Pusher
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
 from supervisor.service.tools import MainHost
@@ -62,6 +63,7 @@ class Services:
     registry: Registry
     reconciler: Reconciler
     measurer: Measurer
+    pusher: Pusher
     launches: LaunchReader
     bus: EventBus
     main_host: MainHost
@@ -95,6 +97,7 @@ class Services:
             self.main_host.engine.llama_server if self.main_host.engine else "llama-server",
             known=self.main_host.known_flags,
             alias=spec.name or plan.model.name,
+            direct=spec.transport == "direct",
         )
         named = [(where or self.main_host.name, shell_command(argv)) for where, argv in commands]
         return tuple(ShellCommand(host=where, command=command) for where, command in named)

@@ -12,6 +12,7 @@ from supervisor import __version__
 from supervisor.api import openai, problems, rest
 from supervisor.api.auth import RequireKey
 from supervisor.api.measure_api import create_measure_router
+from supervisor.api.push_api import create_push_router
 
 _HEADERS = (
     (
@@ -54,6 +55,7 @@ def create_app(services: rest.Services, http: httpx.AsyncClient, page_folder: Pa
     problems.install(app)
     app.include_router(rest.create_router(services))
     app.include_router(create_measure_router(services.measurer))
+    app.include_router(create_push_router(services.pusher))
     app.include_router(openai.create_router(services.reconciler, http))
     app.mount("/assets", StaticFiles(directory=page_folder), name="assets")
 

@@ -47,7 +47,9 @@ class Client:
         """Name and body of every event, the snapshot first."""
         return self.stream("GET", "/api/events")
 
-    def stream(self, method: str, path: str) -> Generator[tuple[str, Any], None, None]:
+    def stream(
+        self, method: str, path: str, body: Any = None
+    ) -> Generator[tuple[str, Any], None, None]:
         """Name and body of every event of an answer; leaving early hangs up.
 
         Raises:
@@ -56,7 +58,7 @@ class Client:
         """
         try:
             # The supervisor sends a comment every 15 s, so silence means that it is gone.
-            with self._http.stream(method, path) as response:
+            with self._http.stream(method, path, json=body) as response:
                 if response.is_error:
                     response.read()
                     raise _refusal(response)

@@ -55,46 +55,44 @@ async def run(options: Options) -> None:
     stop = asyncio.Event()
     for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    work = asyncio.create_task(_demo(options, stop))
+    folder = Path(tempfile.mkdtemp(prefix="supervisor-demo-"))
+    children = _Children(folder)
+    work = asyncio.create_task(_demo(options, children, folder))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        if not work.done():
-            work.cancel()
+        work.cancel()
         stopping.cancel()
         await asyncio.gather(work, stopping, return_exceptions=True)
+        # Not a part of that work: whatever ends it must not cut this short.
+        await children.stop()
+        shutil.rmtree(folder, ignore_errors=True)
     if not work.cancelled():
         work.result()
 
 
-async def _demo(options: Options, stop: asyncio.Event) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="supervisor-demo-"))
-    children = _Children(folder)
-    try:
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(children.stop)
-            show = _Steps(stack.enter_context(_progress(options.as_json)))
-            making = asyncio.create_task(_made_model(folder, options.model))
-            url = await show("starting the supervisor", _supervisor(children, folder, options.port))
-            http = await stack.enter_async_context(
-                httpx.AsyncClient(base_url=url, timeout=30, trust_env=False)
-            )
-            await show(
-                f"joining {options.workers} devices",
-                _agents(children, http, folder, options.workers),
-            )
-            path = await show("making a small model", making)
-            launching = _launch(http, path, options.workers, show.describe)
-            launched = await show("launching", launching)
-            answer = await show("asking", _ask(http, launched["id"]))
-            facts = await _facts(http, url, launched, answer)
-            show.finish()
-            output.print_json(facts) if options.as_json else _print(facts, options.once)
-            if not options.once:
-                await stop.wait()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+async def _demo(options: Options, children: "_Children", folder: Path) -> None:
+    async with AsyncExitStack() as stack:
+        show = _Steps(stack.enter_context(_progress(options.as_json)))
+        making = asyncio.create_task(_made_model(folder, options.model))
+        url = await show("starting the supervisor", _supervisor(children, folder, options.port))
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=url, timeout=30, trust_env=False)
+        )
+        await show(
+            f"joining {options.workers} devices",
+            _agents(children, http, folder, options.workers),
+        )
+        path = await show("making a small model", making)
+        launching = _launch(http, path, options.workers, show.describe)
+        launched = await show("launching", launching)
+        answer = await show("asking", _ask(http, launched["id"]))
+        facts = await _facts(http, url, launched, answer)
+        show.finish()
+        output.print_json(facts) if options.as_json else _print(facts, options.once)
+        if not options.once:
+            await asyncio.Event().wait()
 
 
 def _progress(quiet: bool) -> Progress:

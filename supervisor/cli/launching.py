@@ -113,13 +113,13 @@ def _spec(
     goal: Preset,
 ) -> dict[str, Any]:
     return {
-        "model": _model_path(model),
+        "model": model_path(model),
         "ctx_tokens": ctx,
         "min_ctx_tokens": min_ctx,
         "slots": slots,
-        "devices": _names(devices),
-        "exclude": _names(exclude),
-        "order": _names(order),
+        "devices": names(devices),
+        "exclude": names(exclude),
+        "order": names(order),
         "split": _numbers(split),
         "kv_type": kv,
         "ubatch": ubatch,
@@ -128,13 +128,14 @@ def _spec(
     }
 
 
-def _model_path(model: str) -> str:
+def model_path(model: str) -> str:
     """A path of this host in full; anything else is the supervisor's to judge."""
     path = Path(model).expanduser()
     return str(path.resolve()) if path.exists() else model
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
+    """The parts of ``a,b,c``."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from agents.errors import ProjectError
 from supervisor import __version__
-from supervisor.cli import cluster, launching, output, programs, records, running
+from supervisor.cli import cluster, launching, models, output, programs, records, running
 
 app = typer.Typer(
     help="Run one language model over the devices you already have, with llama.cpp RPC.",
@@ -34,6 +34,7 @@ for command in (
 app.command("logs")(running.show_logs)
 app.command("key")(programs.show_key)
 app.add_typer(records.launches_app, name="launches")
+app.add_typer(models.models_app, name="models")
 app.add_typer(programs.engine_app, name="engine")
 app.add_typer(programs.config_app, name="config")
 

@@ -199,7 +199,9 @@ class Actor:
         if plan is None:
             plan = await self._planner.plan(self.deployment.spec, self.deployment.id)
         self.awaited = None
-        self._change(plan=plan, loads=(), timeline=(), retry_at="", tokens_per_second=None)
+        self._change(
+            plan=plan, loads=(), links=(), timeline=(), retry_at="", tokens_per_second=None
+        )
         return Event.PLANNED
 
     async def _wait_for_other_devices(self, pause_s: float) -> None:
@@ -260,7 +262,7 @@ class Actor:
             self._ready_at_s = time.monotonic()
             changes |= {"phase": "", "error_code": ""}
         if state not in (State.STARTING, State.READY, State.DEGRADED):
-            changes |= {"phase": "", "port": None, "loads": ()}
+            changes |= {"phase": "", "port": None, "loads": (), "links": ()}
         if state is State.STARTING:
             changes |= {"phase": "workers"}
         if state is not State.BACKOFF:

@@ -18,6 +18,7 @@ from supervisor.core.entities import (
     EngineRecord,
     LaunchId,
     LaunchRecord,
+    LinkView,
     MemorySample,
     Milestone,
     Plan,
@@ -26,8 +27,9 @@ from supervisor.core.entities import (
 )
 from supervisor.core.refining import refined
 from supervisor.errors import StoreUnusable
-from supervisor.ports import EngineProcess, ServerClient
+from supervisor.ports import EngineProcess, Links, ServerClient
 from supervisor.service.clock import timestamp
+from supervisor.service.links import LinkViews, launch_job
 from supervisor.service.loading import EngineEnded, LoadWatch
 from supervisor.service.memory_watch import MemoryWatch, own_memory
 from supervisor.service.tools import Tools
@@ -39,6 +41,7 @@ SET_BY_US = {"GGML_NO_BACKTRACE": "1"}
 """Without it an abort forks a debugger and prints 60 lines after the one that matters."""
 
 _SPEED_EVERY_S = 5.0
+_LINKS_EVERY_S = 2.0
 _LOST_GRACE_S = 1.0
 
 Report = Callable[..., None]
@@ -61,6 +64,9 @@ class Attempt:
         self._process: EngineProcess | None = None
         self._client: ServerClient | None = None
         self._workers: Workers | None = None
+        self._links: Links | None = None
+        self._views = LinkViews(plan)
+        self._looked_at_s = float("-inf")
         self._reservation: ports.Reservation | None = None
         self._memory = MemoryWatch(plan, self._own_memory)
         self._speed: float | None = None
@@ -75,10 +81,11 @@ class Attempt:
         engine = self._engine()
         self._milestone("planned")
         launch_id = await asyncio.to_thread(self._tools.store.next_launch_id)
-        workers = self._workers = Workers(self._tools, self._plan, launch_id)
+        is_direct = self._deployment.spec.transport == "direct"
+        workers = self._workers = Workers(self._tools, self._plan, launch_id, direct=is_direct)
         phase = "workers" if self._plan.shards else "connect"
         self._report(launch_id=launch_id, plan=self._plan, phase=phase, loads=self._loads({}))
-        verified = await self._prepare(workers, engine)
+        verified = await self._prepare(workers, engine, launch_id)
         await self._record_and_spawn(engine, launch_id, verified)
         await self._load(workers)
         await self._first_token()
@@ -95,12 +102,16 @@ class Attempt:
         noting = asyncio.create_task(self._note_ready(self._workers))
         try:
             while not exiting.done():
-                self._workers.raise_if_lost()
+                self._raise_if_lost()
                 await self._refresh_speed()
-                changed = asyncio.create_task(self._tools.registry.wait_changed(5.0))
-                await asyncio.wait({exiting, changed}, return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
-                await asyncio.gather(changed, return_exceptions=True)
+                self._refresh_links()
+                news = [asyncio.create_task(self._tools.registry.wait_changed(5.0))]
+                if self._links is not None:
+                    news.append(asyncio.create_task(self._links.changed()))
+                await asyncio.wait({exiting, *news}, return_when=asyncio.FIRST_COMPLETED)
+                for each in news:
+                    each.cancel()
+                await asyncio.gather(*news, return_exceptions=True)
         finally:
             exiting.cancel()
             noting.cancel()
@@ -109,6 +120,7 @@ class Attempt:
 
     async def close(self, outcome: str, error: ProjectError | None = None) -> None:
         """End llama-server, then the workers; complete the record. Leaves nothing running."""
+        links = self._look()
         if self._process is not None and self._workers is not None:
             self._memory.at_the_end(await self._workers.statuses_soon())
             if error is None:
@@ -120,6 +132,8 @@ class Attempt:
             await self._client.close()
         if self._reservation is not None:
             self._reservation.release()
+        if self._links is not None:
+            await self._links.stop()
         if self._workers is not None:
             await self._workers.stop()
         self._tools.registry.release(self._deployment.id)
@@ -127,6 +141,7 @@ class Attempt:
             await self._save_noted(
                 timeline=tuple(self._timeline),
                 memory=self._memory.record(),
+                links=links,
                 outcome=outcome,
                 error_code=error.code if error else "",
                 reason=str(error) if error else "",
@@ -155,16 +170,33 @@ class Attempt:
         return engine
 
     async def _prepare(
-        self, workers: Workers, engine: EngineFacts
+        self, workers: Workers, engine: EngineFacts, launch_id: LaunchId
     ) -> Mapping[AgentId, WorkerRecord]:
         if not self._plan.shards:
             return {}  # llama-server alone
-        statuses = await workers.start(self._deployment.id)
-        self._milestone("workers ready")
-        self._report(phase="verify")
-        verified = await workers.verify(statuses, engine)
+        if self._deployment.spec.transport == "direct":
+            statuses = await workers.start(self._deployment.id)
+            self._milestone("workers ready")
+            self._report(phase="verify")
+            verified = await workers.verify(statuses, engine)
+        else:
+            # The links are made while the workers start; far ends wait for their rpc-servers.
+            job = await launch_job(self._tools, self._plan, launch_id, engine)
+            self._links = await self._tools.start_links(job)
+            statuses = await workers.start(self._deployment.id)
+            self._milestone("workers ready")
+            self._report(phase="verify")
+            made = await self._links.ready(len(job.workers), self._tools.settings.worker_ready_s)
+            verified = workers.linked(statuses, made, engine)
         self._milestone("verified")
         return verified
+
+    def _raise_if_lost(self) -> None:
+        """The link knows first, and why; the agent may still be reachable."""
+        if self._links is not None:
+            self._links.raise_if_lost()
+        if self._workers is not None:
+            self._workers.raise_if_lost()
 
     async def _record_and_spawn(
         self, engine: EngineFacts, launch_id: LaunchId, workers: Mapping[AgentId, WorkerRecord]
@@ -203,6 +235,9 @@ class Attempt:
             log_path=str(log_path),
             timeline=tuple(self._timeline),
             memory=self._memory.record(),
+            links=self._look(),
+            link_pid=self._links.pid if self._links else None,
+            link_log_path=str(self._links.log_path) if self._links else "",
         )
         self._record = record
         await asyncio.to_thread(self._tools.store.save_launch, record)
@@ -222,14 +257,22 @@ class Attempt:
             workers.agents,
             workers.before,
             on_phase=self._reached,
-            on_loaded=lambda loaded: self._report(loads=self._loads(loaded)),
+            on_loaded=self._loaded,
             on_statuses=self._memory.while_loading,
+            links=self._links,
         )
         try:
             await watch.until_listening()
         except EngineEnded:
             raise await self._explained("loading") from None
         self._milestone("loaded")
+
+    def _loaded(self, loaded: Mapping[str, int]) -> None:
+        links = {} if self._links is None else {"links": self._look()}
+        self._report(loads=self._loads(loaded), **links)
+
+    def _look(self) -> tuple[LinkView, ...]:
+        return self._views.look(self._links.stats()) if self._links is not None else ()
 
     def _reached(self, phase: str) -> None:
         if phase == "load":
@@ -274,7 +317,7 @@ class Attempt:
         statuses = await workers.statuses_soon()
         self._memory.while_loading(statuses)
         self._memory.when_ready(statuses)
-        await self._save_noted(memory=self._memory.record())
+        await self._save_noted(memory=self._memory.record(), links=self._look())
 
     async def _refresh_speed(self) -> None:
         """Read the engine's speed now and then; news of devices come more often than that."""
@@ -286,6 +329,13 @@ class Attempt:
         if found and found.tokens_per_second and found.tokens_per_second != self._speed:
             self._speed = found.tokens_per_second
             self._report(tokens_per_second=round(self._speed, 2))
+
+    def _refresh_links(self) -> None:
+        """Tell how the links do now and then; the link process says it twice a second."""
+        if self._links is None or time.monotonic() - self._looked_at_s < _LINKS_EVERY_S:
+            return
+        self._looked_at_s = time.monotonic()
+        self._report(links=self._look())
 
     async def _learn(self) -> None:
         """What this run took corrects what was measured of its devices."""
@@ -303,6 +353,8 @@ class Attempt:
     async def _explained(self, phase: str) -> ProjectError:
         """Why llama-server ended; a worker that says it died itself is the better witness."""
         assert self._process is not None
+        if self._links is not None:
+            self._links.raise_if_lost()
         if self._workers is not None and (lost := await self._workers.witness(phase)) is not None:
             return lost
         how = describe_exit(self._process.exit_status)

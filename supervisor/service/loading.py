@@ -13,7 +13,7 @@ from agents.logfile import LogTail
 from supervisor.core import load as core
 from supervisor.core.entities import AgentId
 from supervisor.errors import AgentRefused, AgentUnreachable, ConnectStalled, LoadStalled
-from supervisor.ports import AgentPort, EngineProcess, Health, ServerClient
+from supervisor.ports import AgentPort, EngineProcess, Health, Links, ServerClient
 from supervisor.settings import Settings
 
 _WORKERS_EVERY_S = 1.0
@@ -39,6 +39,7 @@ class LoadWatch:
         on_phase: Callable[[str], None],
         on_loaded: Callable[[Mapping[str, int]], None],
         on_statuses: Callable[[Mapping[AgentId, RpcServerStatus]], None] = lambda _: None,
+        links: Links | None = None,
     ) -> None:
         self._settings = settings
         self._process = process
@@ -47,6 +48,7 @@ class LoadWatch:
         self._on_phase = on_phase
         self._on_loaded = on_loaded
         self._on_statuses = on_statuses
+        self._links = links
         self._limits = core.Limits(settings.connect_s, settings.stall_s)
         self._load = core.begin(time.monotonic())
         self._listening = asyncio.Event()
@@ -63,19 +65,21 @@ class LoadWatch:
             EngineEnded: It ended.
             ConnectStalled: It did not open its port in time.
             LoadStalled: Nothing moved for too long.
+            ProjectError: A link was lost.
         """
         healthy = asyncio.create_task(self._poll_health())
         exiting = asyncio.create_task(self._process.wait())
         others = [
             asyncio.create_task(self._follow_log()),
             asyncio.create_task(self._follow_workers()),
+            asyncio.create_task(self._follow_links()),
             asyncio.create_task(self._guard()),
         ]
         tasks: list[asyncio.Task[Any]] = [healthy, exiting, *others]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if exiting in done:
-                raise EngineEnded
+                raise EngineEnded  # the caller asks the links first
             for task in done:
                 task.result()
         finally:
@@ -125,22 +129,38 @@ class LoadWatch:
             )
             found = zip(self._workers, asked, strict=True)
             self._on_statuses({a: status for a, status in found if status is not None})
+            if self._links is None:
+                self._on_loaded(
+                    {
+                        name: max(bytes_ - self._first_resident.get(name, 0), 0)
+                        for name, bytes_ in self._load.resident_bytes
+                    }
+                )
+
+    async def _follow_links(self) -> None:
+        """What arrived on each link is the truth about progress; a lost one ends the load."""
+        if self._links is None:
+            await asyncio.Event().wait()
+            return
+        while True:
+            self._links.raise_if_lost()
+            for agent_id, stats in self._links.stats().items():
+                name, _ = self._workers[agent_id]
+                now_s = time.monotonic()
+                self._update(core.observe_link(self._load, name, stats.weight_bytes, now_s))
             self._on_loaded(
-                {
-                    name: max(bytes_ - self._first_resident.get(name, 0), 0)
-                    for name, bytes_ in self._load.resident_bytes
-                }
+                {self._workers[a][0]: s.weight_bytes for a, s in self._links.stats().items()}
             )
+            await self._links.changed()
 
     async def _ask(self, name: str, agent: AgentPort) -> RpcServerStatus | None:
         try:
             status = await agent.rpc_server()
         except (AgentUnreachable, AgentRefused):
             return None  # no news is no progress; the guard decides
+        resident_bytes = status.resident_bytes if self._links is None else None
         self._update(
-            core.observe_worker(
-                self._load, name, status.resident_bytes, status.cpu_s, time.monotonic()
-            )
+            core.observe_worker(self._load, name, resident_bytes, status.cpu_s, time.monotonic())
         )
         return status
 

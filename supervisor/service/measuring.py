@@ -69,7 +69,7 @@ class Measurer:
         self._registry = tools.registry
         self._store = tools.store
         self._bus = bus
-        self._links = LinkMeasurer(tools.registry, meter, tools.settings.worker_ready_s)
+        self._links = LinkMeasurer(tools, meter)
         self._now = now
         self._one_at_a_time = asyncio.Lock()
         self._tasks: set[asyncio.Task[MeasureResult]] = set()

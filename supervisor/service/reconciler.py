@@ -46,7 +46,8 @@ class Reconciler:
             state = State.PENDING if wants_to_run else deployment.state
             if deployment.state is State.STOPPING:
                 state = State.STOPPED
-            reset = {"state": state, "port": None, "phase": "", "loads": (), "plan": None}
+            reset: dict[str, object] = {"state": state, "port": None, "phase": "", "plan": None}
+            reset["loads"] = reset["links"] = ()
             self._add(deployment.model_copy(update=reset), awaited=deployment.plan)
 
     async def create(self, spec: DeploymentSpec) -> Deployment:

@@ -51,6 +51,8 @@ class _Entry:
     serial: str
     address: str = ""
     rest_port: int = 0
+    link_address: str = ""
+    link_port: int = 0
     facts: DeviceFacts | None = None
     rpc_server: RpcServerStatus | None = None
     heard_at_s: float = float("-inf")
@@ -152,6 +154,7 @@ class Registry:
             await self._disconnect(entry)
             self._store.save_agent_address(agent_id, address, message.rest_port)
         entry.facts, entry.rpc_server = message.facts, message.rpc_server
+        entry.link_address, entry.link_port = message.link_address, message.link_port
         entry.heard_at_s = self._clock()
         self._publish(agent_id)
         await self._notify()
@@ -215,6 +218,8 @@ class Registry:
             name=entry.name,
             address=entry.address,
             rest_port=entry.rest_port,
+            link_address=entry.link_address or entry.address,
+            link_port=entry.link_port,
             state=str(condition),
             reason=reason,
             silent_s=round(min(self._clock() - entry.heard_at_s, 1e9), 1),
@@ -242,6 +247,10 @@ class Registry:
         if entry.client is None:
             entry.client = self._connect(agent_id, entry.name, entry.address, entry.rest_port)
         return entry.client
+
+    def serial(self, agent_id: AgentId) -> str:
+        """Of the certificate that the device got when it joined last, hexadecimal."""
+        return self._entry(agent_id).serial
 
     def reserve(self, agent_id: AgentId, deployment: DeploymentId) -> None:
         """Mark a device as taken by a deployment.

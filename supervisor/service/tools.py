@@ -7,6 +7,7 @@ from pathlib import Path
 from agents.contract import EngineFacts
 from supervisor.ports import (
     EngineStarter,
+    LinkStarter,
     MemoryEstimator,
     ModelReader,
     ServerClient,
@@ -32,6 +33,15 @@ class MainHost:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Files by which the supervisor proves to agents who it is."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Tools:
     """The outside world, passed in by the composition root."""
 
@@ -47,4 +57,6 @@ class Tools:
     probe: WorkerProbe
     start_engine: EngineStarter
     connect_engine: Callable[[int], ServerClient]
+    start_links: LinkStarter
+    identity: Identity
     main_host: MainHost

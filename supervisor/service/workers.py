@@ -10,7 +10,15 @@ from typing import TypeVar
 from agents.contract import EngineFacts, RpcServerSpec, RpcServerStatus, WorkerState
 from agents.errors import ProjectError
 from agents.rpc_protocol import Outcome, ProbeResult, Triple
-from supervisor.core.entities import AgentId, DeploymentId, LaunchId, Plan, WorkerRecord
+from supervisor.core.commands import LOOPBACK
+from supervisor.core.entities import (
+    AgentId,
+    DeploymentId,
+    Device,
+    LaunchId,
+    Plan,
+    WorkerRecord,
+)
 from supervisor.core.membership import DeviceCondition
 from supervisor.errors import (
     AgentRefused,
@@ -22,6 +30,7 @@ from supervisor.errors import (
     WorkerNotRpcServer,
     WorkerUnreachable,
 )
+from supervisor.link.job import LinkStats
 from supervisor.ports import AgentPort
 from supervisor.service.tools import Tools
 
@@ -39,11 +48,12 @@ _SOON_S = 0.5
 class Workers:
     """The rpc-servers of a plan, through their agents. A plan without devices has none."""
 
-    def __init__(self, tools: Tools, plan: Plan, launch_id: LaunchId) -> None:
+    def __init__(self, tools: Tools, plan: Plan, launch_id: LaunchId, *, direct: bool) -> None:
         self._tools = tools
         self._registry = tools.registry
         self._plan = plan
         self._launch_id = launch_id
+        self._direct = direct
         self._name = {shard.agent_id: shard.device for shard in plan.shards}
         self._started: list[AgentId] = []
         self.before: dict[AgentId, RpcServerStatus] = {}
@@ -76,12 +86,26 @@ class Workers:
         """
         return await self._all(lambda a: self._verify(a, statuses[a], engine))
 
+    def linked(
+        self,
+        statuses: Mapping[AgentId, RpcServerStatus],
+        links: Mapping[AgentId, LinkStats],
+        engine: EngineFacts,
+    ) -> dict[AgentId, WorkerRecord]:
+        """The same through links, whose far ends have proved their rpc-servers already.
+
+        Raises:
+            WorkerIncompatible: A version or build differs from the main host's.
+        """
+        return {a: self._linked(a, statuses[a], links[a], engine) for a in self._plan.agent_ids}
+
     async def _start(self, agent_id: AgentId) -> RpcServerStatus:
         limit_s = self._tools.settings.worker_ready_s
         spec = RpcServerSpec(
             generation=self._launch_id,
-            host=self._registry.device(agent_id).address,
+            host=self._registry.device(agent_id).address if self._direct else LOOPBACK,
             launch=str(self._launch_id),
+            main_host=self._tools.main_host.name,
             devices=[s.ggml_device for s in self._plan.shards if s.agent_id == agent_id],
             ready_deadline_s=limit_s,
         )
@@ -104,12 +128,7 @@ class Workers:
             status.host, status.port, deadline_s=self._tools.settings.verify_s, expected=expected
         )
         _check_probe(name, f"{status.host}:{status.port}", result)
-        build = device.facts.engine.build if device.facts and device.facts.engine else ""
-        if build and engine.build and build != engine.build:
-            raise WorkerIncompatible(
-                f"{name} runs llama.cpp {build}, the main host {engine.build}; mixed builds give "
-                "wrong results without a word: install the same build on both"
-            )
+        build = _checked_build(device, engine)
         # How many clients it had before llama-server, our probe included: tells later who was never
         # connected to.
         self.before[agent_id] = replace(
@@ -126,6 +145,34 @@ class Workers:
             rpc_protocol=str(result.triple or ""),
             engine_build=build,
             round_trip_ms=round(result.round_trip_s * 1e3, 3),
+            argv=tuple(status.argv),
+            environment=status.environment,
+        )
+
+    def _linked(
+        self, agent_id: AgentId, status: RpcServerStatus, link: LinkStats, engine: EngineFacts
+    ) -> WorkerRecord:
+        device = self._registry.device(agent_id)
+        build = _checked_build(device, engine)
+        if engine.rpc_protocol and link.rpc_protocol != engine.rpc_protocol:
+            raise WorkerIncompatible(
+                f"{device.name} speaks RPC {link.rpc_protocol}, the main host "
+                f"{engine.rpc_protocol}; install the same llama.cpp build on both"
+            )
+        self.before[agent_id] = status
+        round_trip_ms = (link.round_trip_s or 0.0) * 1e3
+        if link.round_trip_s is not None:
+            self._registry.took_round_trip(agent_id, round(round_trip_ms, 2))
+        return WorkerRecord(
+            agent_id=agent_id,
+            device=device.name,
+            host=LOOPBACK,
+            port=link.port,
+            link=f"{device.link_address}:{device.link_port}",
+            address=device.address,
+            rpc_protocol=link.rpc_protocol,
+            engine_build=build,
+            round_trip_ms=round(round_trip_ms, 3),
             argv=tuple(status.argv),
             environment=status.environment,
         )
@@ -213,6 +260,16 @@ class Workers:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return {agent_id: task.result() for agent_id, task in tasks.items()}
+
+
+def _checked_build(device: Device, engine: EngineFacts) -> str:
+    build = device.facts.engine.build if device.facts and device.facts.engine else ""
+    if build and engine.build and build != engine.build:
+        raise WorkerIncompatible(
+            f"{device.name} runs llama.cpp {build}, the main host {engine.build}; mixed builds "
+            "give wrong results without a word: install the same build on both"
+        )
+    return build
 
 
 async def _awaited(step: Awaitable[T]) -> T:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
-from cluster import Cluster, engine_pids, eventually
+from cluster import RUN_MARK, Cluster, engine_pids, eventually
+from lab.links import Link, emulated_link
 
 from agents import engine as engines
 from agents.contract import (
@@ -29,6 +32,7 @@ from agents.rpc_server import RpcServer
 
 TYPES = {"Q4_0", "Q4_K", "Q6_K", "Q8_0", "F16"}
 MEASURE_S = 60.0
+DEVICE = "127.0.0.2"
 Event = tuple[str, dict[str, Any]]
 
 
@@ -84,6 +88,46 @@ async def nothing_runs(within_s: float = 10.0) -> None:
     await eventually(none_left, within_s=within_s, what="no engine process is left")
 
 
+@contextlib.asynccontextmanager
+async def behind_a_relay(cluster: Cluster) -> AsyncIterator[Link]:
+    """A device with an address of its own, whose link leads through an emulated one."""
+    with socket.create_server((DEVICE, 0)) as found:
+        port = found.getsockname()[1]
+    async with emulated_link(port, target_host=DEVICE) as relay:
+        where = ("--link-port", str(port), "--link-address", f"127.0.0.1:{relay.port}")
+        await cluster.agent("one", "--host", DEVICE, *where)
+        yield relay
+
+
+async def has_sent(relay: Link, least_bytes: int) -> bool:
+    return (await relay.traffic()).up_bytes > least_bytes
+
+
+async def engines_listen_at(addresses: set[str]) -> None:
+    """Collect where engine programs listen, until cancelled."""
+    while True:
+        for pid in engine_pids():
+            with contextlib.suppress(psutil.Error):
+                found = psutil.Process(pid).net_connections("inet")
+                addresses |= {c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN}
+        await asyncio.sleep(0.02)
+
+
+async def link_processes(count: int = 1) -> None:
+    """Wait until so many are left: one is kept for the next launch."""
+
+    def is_ours(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            is_link = "supervisor.link" in process.cmdline()
+            return is_link and RUN_MARK in process.environ().values()
+        return False
+
+    async def are_left() -> bool:
+        return len([p for p in psutil.process_iter() if is_ours(p)]) == count
+
+    await eventually(are_left, within_s=10, what=f"link processes left: {count}")
+
+
 async def test_a_measurement_streams_progress_and_keeps_plausible_figures(one: Cluster) -> None:
     before = await kept(one)
     assert (before["devices"], before["links"]) == ([], [])
@@ -116,6 +160,67 @@ async def test_a_measurement_streams_progress_and_keeps_plausible_figures(one: C
     assert found is not None
     assert found["rpc_server"]["state"] == "stopped"
     assert found["round_trip_ms"] == round(link["rtt_p50_s"] * 1e3, 2)
+
+
+async def test_a_link_is_measured_through_the_link_and_nothing_else_can_be_reached(
+    cluster: Cluster,
+) -> None:
+    await cluster.supervisor()
+    async with behind_a_relay(cluster) as relay:
+        await relay.set(one_way_delay_s=0.01, rate_bytes_per_s=(2e7, 4e7))
+        heard_at: set[str] = set()
+        async with measuring(cluster) as events:
+            watching = asyncio.create_task(engines_listen_at(heard_at))
+            name, result = await last_of(events)
+            watching.cancel()
+        assert name == "result", result
+    assert heard_at == {"127.0.0.1"}, "its agent and its link are at 127.0.0.2"
+    link = result["link"]
+    assert 0.02 < link["rtt_p50_s"] < 0.04
+    assert 1e7 < link["up_bytes_per_s"] < 2.2e7
+    assert 2e7 < link["down_bytes_per_s"] < 4.4e7
+    await nothing_runs()
+    await link_processes()
+
+
+async def test_a_launch_during_the_measurement_of_a_link_goes_first(
+    cluster: Cluster, demo_model: Path
+) -> None:
+    """Over a link on which the measurement has much on its way when it is interrupted."""
+    await cluster.supervisor()
+    async with behind_a_relay(cluster) as relay:
+        await relay.set(one_way_delay_s=0.005, rate_bytes_per_s=4e6)
+        async with measuring(cluster) as events:
+            await until_step(events, "link")
+            await eventually(lambda: has_sent(relay, 2 << 20), within_s=15, what="much is sent")
+            assert (await cluster.launch(demo_model)).status_code == 201
+            name, body = await last_of(events)
+        deployment = await cluster.settled()
+        assert (deployment["state"], deployment["failures"]) == ("ready", 0), deployment
+        assert (name, body["code"]) == ("problem", "measurement_interrupted")
+        assert "one: the measurement was interrupted by" in body["detail"]
+        assert await cluster.complete()
+        assert len(engine_pids()) == 2, "llama-server and its worker"
+        found = await kept(cluster)
+        assert (found["devices"], found["links"]) == ([], [])
+        await cluster.http.post("/api/deployments/test/stop")
+        await nothing_runs()
+        await link_processes()
+
+
+async def test_a_link_that_is_lost_while_it_is_measured_says_so(cluster: Cluster) -> None:
+    await cluster.supervisor(link_silence_s=1.0)
+    async with behind_a_relay(cluster) as relay:
+        await relay.set(rate_bytes_per_s=1e6)
+        async with measuring(cluster) as events:
+            await until_step(events, "link")
+            await eventually(lambda: has_sent(relay, 1 << 20), within_s=15, what="much is sent")
+            await relay.black_hole()
+            name, body = await last_of(events)
+        assert (name, body["code"]) == ("problem", "link_lost")
+        assert "the link to one was lost in phase load: silent for" in body["detail"]
+        await nothing_runs()
+        await link_processes()
 
 
 async def test_a_launch_during_a_measurement_goes_first(one: Cluster, demo_model: Path) -> None:
@@ -239,15 +344,20 @@ async def test_a_private_rpc_server_that_is_killed_is_a_problem_and_not_a_stop(
     assert device["rpc_server"]["state"] == "stopped"
 
 
-async def test_a_supervisor_that_stops_leaves_nothing(one: Cluster) -> None:
-    async with measuring(one) as events:
-        await until_step(events, "Q4_0")
-        status = await asyncio.to_thread(one.programs[0].stop)
-        with contextlib.suppress(httpx.TransportError):
-            await last_of(events)
-    assert status == 0, one.programs[0].said()
-    assert "Traceback" not in one.programs[0].said()
-    await nothing_runs()
+@pytest.mark.parametrize("step", ["Q4_0", "link"])
+async def test_a_supervisor_that_stops_leaves_nothing(cluster: Cluster, step: str) -> None:
+    supervisor = await cluster.supervisor()
+    async with behind_a_relay(cluster) as relay:
+        await relay.set(rate_bytes_per_s=1e6)
+        async with measuring(cluster) as events:
+            await until_step(events, step)
+            status = await asyncio.to_thread(supervisor.stop)
+            with contextlib.suppress(httpx.TransportError):
+                await last_of(events)
+        assert status == 0, supervisor.said()
+        assert "Traceback" not in supervisor.said()
+        await nothing_runs()
+        await link_processes(0)
 
 
 async def test_an_idle_device_is_measured_by_itself_and_not_again(cluster: Cluster) -> None:

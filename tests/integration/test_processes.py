@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, engine_pids, eventually
+from cluster import Cluster, engine_pids, eventually, link_pids
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 
@@ -41,6 +41,22 @@ async def test_a_supervisor_that_ends_takes_its_llama_server_along(
         return engine_names() <= ({"ggml-rpc-server"} if number is signal.SIGKILL else set())
 
     await eventually(only_workers, within_s=10, what="llama-server ends with its supervisor")
+    if number is not signal.SIGKILL:
+        assert not link_pids(), "neither the one of the launch nor the spare one is left"
+
+
+async def test_link_processes_whose_supervisor_was_killed_end_by_themselves(
+    pair: Cluster, demo_model: Path
+) -> None:
+    await pair.launch(demo_model)
+    await pair.settled()
+    assert link_pids()
+    await asyncio.to_thread(pair.programs[0].stop, signal.SIGKILL)
+
+    async def none_left() -> bool:
+        return not link_pids()
+
+    await eventually(none_left, within_s=20, what="a link without supervisor and engine ends")
 
 
 @pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
@@ -82,6 +98,8 @@ async def test_a_demo_that_ends_leaves_nothing(number: signal.Signals, tmp_path:
     assert len(engine_pids()) == 3
     demo.send_signal(number)
     await asyncio.to_thread(demo.wait, 20)
+    if number is not signal.SIGKILL:
+        assert not _children_of_session(demo.pid), "it waits for what it started"
     await no_engines(within_s=20)
 
     async def no_programs() -> bool:

@@ -26,11 +26,12 @@ from agents.measure_link import LinkMeasurement
 from supervisor.adapters.store import Store
 from supervisor.core.entities import AgentId, DeploymentId
 from supervisor.errors import AgentRefused
+from supervisor.link.job import SERVING, LinkJob, LinkStats
 from supervisor.ports import IssuerPort
 from supervisor.service.events import EventBus
 from supervisor.service.measuring import Measurer
 from supervisor.service.registry import Registry
-from supervisor.service.tools import Tools
+from supervisor.service.tools import Identity, Tools
 from supervisor.settings import Settings
 
 PIXEL, MAC = AgentId("id-pixel"), AgentId("id-mac")
@@ -39,6 +40,7 @@ ENGINE = EngineFacts("/opt", "PATH", "", "/opt/rpc", "1", "abc", "7.0.0", True)
 FACTS = DeviceFacts(
     PIXEL, "pixel", "android", ggml_devices=[GgmlDevice("CPU")], engine=ENGINE, cores=8
 )
+NEAR_PORT = 40001
 STOPPED = RpcServerStatus(WorkerState.STOPPED)
 TAKEN_AT = datetime(2026, 10, 1, tzinfo=UTC)
 MEASURED = MeasuredGgmlDevice(
@@ -83,6 +85,7 @@ class MadeUpAgent:
     goes_on: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
     specs: list[MeasurementSpec] = field(default_factory=list)
+    main_host: str = ""
     busy: int = 0
     most_busy: int = 0
 
@@ -109,12 +112,13 @@ class MadeUpAgent:
 
     async def start_rpc_server(self, spec: RpcServerSpec, *, wait_s: float) -> RpcServerStatus:
         self.calls.append(f"start {spec.host}")
+        self.main_host = spec.main_host
         self.generation = max(self.generation, spec.generation)
         self.while_starting()
         return replace(await self.rpc_server(), state=self.start_state, port=8110)
 
     async def rpc_server(self, *, wait_s: float = 0.0) -> RpcServerStatus:
-        return RpcServerStatus(WorkerState.READY, self.generation, "10.0.0.2", detail="no memory")
+        return RpcServerStatus(WorkerState.READY, self.generation, detail="no memory")
 
     async def stop_rpc_server(self, generation: int) -> RpcServerStatus:
         for _ in range(20):  # it takes a while, and can be cut short
@@ -133,6 +137,46 @@ class MadeUpAgent:
 
     async def close(self) -> None:
         self.calls.append("close")
+
+
+@dataclass
+class MadeUpLinks:
+    """A link that is there at once, unless it is told to fail."""
+
+    agent: MadeUpAgent
+    job: LinkJob
+    refusal: ProjectError | None = None
+    """Why it is not made."""
+    loss: ProjectError | None = None
+    """Why it was lost while it was measured."""
+    detail: str = ""
+    never_ends: bool = False
+    pid: int = 4711
+    log_path: Path = Path("/nowhere")
+
+    async def ready(self, agents: int, deadline_s: float) -> Mapping[AgentId, LinkStats]:
+        assert agents == len(self.job.workers) == 1
+        if self.refusal is not None:
+            raise self.refusal
+        return self.stats()
+
+    def stats(self) -> Mapping[AgentId, LinkStats]:
+        agent_id = AgentId(self.job.workers[0].agent_id)
+        return {agent_id: LinkStats(agent_id, SERVING, NEAR_PORT, detail=self.detail)}
+
+    async def changed(self) -> None:
+        await asyncio.sleep(0)
+
+    def raise_if_lost(self) -> None:
+        if self.loss is not None:
+            raise self.loss
+
+    async def stop(self) -> None:
+        if self.never_ends:
+            await asyncio.Event().wait()
+        for _ in range(20):  # it takes a while, and can be cut short
+            await asyncio.sleep(0)
+        self.agent.calls.append("unlink")
 
 
 @dataclass
@@ -159,8 +203,19 @@ class MeasuringWorld:
             self.bus,
             lambda: self.now_s,
         )
-        tools = SimpleNamespace(settings=self.chosen, registry=self.registry, store=self.store)
-        self.links: list[str] = []
+        tools = SimpleNamespace(
+            settings=self.chosen,
+            registry=self.registry,
+            store=self.store,
+            start_links=self._start_links,
+            identity=Identity(Path("cert"), Path("key"), Path("authority")),
+            main_host=SimpleNamespace(name="desk", folder=self.folder),
+        )
+        self.metered: list[str] = []
+        self.jobs: list[LinkJob] = []
+        self.link_faults: dict[str, Any] = {}
+        """Of ``MadeUpLinks``."""
+        self.link_process_failure: ProjectError | None = None
         self.link_failure: ProjectError | None = None
         self.while_linking: Hook = nothing
         self.link_goes_on = asyncio.Event()
@@ -173,8 +228,16 @@ class MeasuringWorld:
     def agent(self) -> MadeUpAgent:
         return self.agents[PIXEL]
 
+    async def _start_links(self, job: LinkJob) -> MadeUpLinks:
+        self.jobs.append(job)
+        if self.link_process_failure is not None:
+            raise self.link_process_failure
+        agent = self.agents[AgentId(job.workers[0].agent_id)]
+        agent.calls.append("link")
+        return MadeUpLinks(agent, job, **self.link_faults)
+
     async def _meter(self, host: str, port: int, *, deadline_s: float) -> LinkMeasurement:
-        self.links.append(f"{host}:{port}")
+        self.metered.append(f"{host}:{port}")
         await self.link_goes_on.wait()
         self.while_linking()
         if self.link_failure is not None:
@@ -189,7 +252,8 @@ class MeasuringWorld:
     ) -> None:
         """A heartbeat of a device."""
         said = replace(FACTS, agent_id=agent_id, name=NAMES[agent_id], **facts)
-        await self.registry.heard(agent_id, Heartbeat(said, rpc_server, 8102), "10.0.0.2")
+        message = Heartbeat(said, rpc_server, 8102, link_port=8103, link_address="10.9.9.9")
+        await self.registry.heard(agent_id, message, "10.0.0.2")
 
     def take(self, deployment: str = "llama") -> None:
         """A launch reserves the device, as ``Attempt`` does."""

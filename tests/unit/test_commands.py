@@ -167,12 +167,24 @@ def test_a_planned_launch_shows_the_commands_of_all_hosts() -> None:
         AgentId(name): DeviceFacts(name, name, "linux", cores=8, threads=6, engine=engine)
         for name in ("a", "b")
     }
-    commands = planned_commands(made, facts, "llama-server", known=frozenset(), alias="m")
+    commands = planned_commands(
+        made, facts, "llama-server", known=frozenset(), alias="m", direct=True
+    )
     assert [where for where, _ in commands] == ["a", "b", ""]
     assert shlex.join(commands[0][1]) == "/opt/ggml-rpc-server -H 10.0.0.0 -p 8110 -t 6 -d CPU"
     assert commands[1][1][-1] == "CUDA0,CUDA1"
     own = commands[2][1]
     assert own[own.index("--rpc") + 1] == "10.0.0.0:8110,10.0.0.1:8110"
+
+
+def test_with_links_every_rpc_server_listens_on_loopback_only() -> None:
+    made = plan(("a", "CPU", 4), ("b", "CPU", 5))
+    facts = {AgentId(name): DeviceFacts(name, name, "linux", threads=2) for name in ("a", "b")}
+    commands = planned_commands(made, facts, "llama-server", known=frozenset(), alias="m")
+    assert [argv[argv.index("-H") + 1] for _, argv in commands[:2]] == ["127.0.0.1"] * 2
+    own = commands[2][1]
+    assert own[own.index("--rpc") + 1] == "127.0.0.1:8110,127.0.0.1:8111"
+    assert own[own.index("--port") + 1] == "8112"
 
 
 def test_planned_rpc_servers_on_one_host_have_different_ports() -> None:
@@ -185,7 +197,7 @@ def test_planned_rpc_servers_on_one_host_have_different_ports() -> None:
         argv[argv.index(flag) + 1]
         for flag, (_, argv) in zip(("-p", "-p", "--port"), commands, strict=True)
     ]
-    assert ports == ["8110", "8111", "8112"]
+    assert ports == ["8110", "8111", "8114"], "the near ends have those between"
 
 
 @pytest.mark.parametrize(
@@ -233,34 +245,75 @@ def test_a_shell_reads_back_what_we_quoted(argv: list[str], values: list[str]) -
     assert words == [*(["env", *assignments] if assignments else []), *argv]
 
 
-def test_a_script_has_one_command_per_host_workers_first() -> None:
-    made = plan(("a", "CPU", 4), ("b", "CPU", 5))
-    workers = tuple(
-        WorkerRecord(
-            agent_id=agent_id,
-            device=agent_id,
-            host="10.0.0.1",
-            port=8110,
-            rpc_protocol="7.0.0",
-            engine_build="x",
-            round_trip_ms=1.0,
-            argv=("rpc-server", "-H", "10.0.0.1"),
-            environment={},
-        )
-        for agent_id in made.agent_ids
-    )
-    record = LaunchRecord(
+def recorded(*workers: WorkerRecord, argv: tuple[str, ...]) -> LaunchRecord:
+    return LaunchRecord(
         id=LaunchId(1),
         deployment=DeploymentId("m"),
         started_at="",
-        plan=made,
+        plan=plan(("a", "CPU", 4), ("b", "CPU", 5)),
         main_host="desk",
         engine=EngineRecord(path="x", version="", build="", rpc_protocol=""),
         workers=workers,
-        argv=("llama-server", "--model", "/m 1.gguf"),
+        argv=argv,
     )
+
+
+def reached(
+    name: str, host: str, port: int, argv: str, *, link: str = "", address: str = ""
+) -> WorkerRecord:
+    return WorkerRecord(
+        agent_id=AgentId(name),
+        device=name,
+        host=host,
+        port=port,
+        link=link,
+        address=address,
+        rpc_protocol="7.0.0",
+        engine_build="x",
+        round_trip_ms=1.0,
+        argv=tuple(argv.split()),
+        environment={},
+    )
+
+
+def test_a_script_has_one_command_per_host_workers_first() -> None:
+    workers = [reached(name, "10.0.0.1", 8110, "rpc-server -H 10.0.0.1") for name in ("a", "b")]
+    record = recorded(*workers, argv=("llama-server", "--model", "/m 1.gguf"))
     script = shell_script(record, {"A": "1 2"})
     assert [host for host, _ in script] == ["a", "b", "desk"]
     assert script[0][1] == "env A='1 2' rpc-server -H 10.0.0.1"
     assert script[-1][1] == "env A='1 2' llama-server --model '/m 1.gguf'"
     assert all(before[1] != "" != after[1] for before, after in pairwise(script))
+
+
+def test_a_launch_over_links_is_repeated_by_hand_without_them() -> None:
+    """Nobody has links by hand, so llama-server must find the rpc-servers themselves."""
+    rpc = "rpc-server -H 127.0.0.1 -p 8110 -t 4"
+    record = recorded(
+        reached("a", "127.0.0.1", 8120, rpc, link="10.0.0.1:8103", address="10.0.0.1"),
+        # Its link goes through a tunnel; its rpc-server is where the device itself is.
+        reached("b", "127.0.0.1", 8121, rpc, link="127.0.0.1:9000", address="10.0.0.2"),
+        argv=("llama-server", "--rpc", "127.0.0.1:8120,127.0.0.1:8121", "--port", "8122"),
+    )
+    assert shell_script(record, {}) == [
+        ("a", "rpc-server -H 10.0.0.1 -p 8110 -t 4"),
+        ("b", "rpc-server -H 10.0.0.2 -p 8110 -t 4"),
+        ("desk", "llama-server --rpc 10.0.0.1:8110,10.0.0.2:8110 --port 8122"),
+    ]
+    assert record.argv[2].startswith("127.0.0.1:8120"), "the record stays what it was"
+
+
+def test_a_direct_launch_is_repeated_as_it_was() -> None:
+    record = recorded(
+        reached("a", "10.0.0.1", 8110, "rpc-server -H 10.0.0.1 -p 8110"),
+        argv=("llama-server", "--rpc", "10.0.0.1:8110"),
+    )
+    assert [command for _, command in shell_script(record, {})] == [
+        "rpc-server -H 10.0.0.1 -p 8110",
+        "llama-server --rpc 10.0.0.1:8110",
+    ]
+
+
+def test_a_launch_without_workers_is_one_command() -> None:
+    record = recorded(argv=("llama-server", "--device", "none"))
+    assert shell_script(record, {}) == [("desk", "llama-server --device none")]

@@ -45,6 +45,7 @@ FACTS = DeviceFacts(
 STATUS = RpcServerStatus(
     WorkerState.READY,
     generation=7,
+    main_host="desk",
     host="10.0.0.2",
     port=8110,
     pid=123,
@@ -54,7 +55,7 @@ STATUS = RpcServerStatus(
     resident_bytes=5,
     cpu_s=0.5,
 )
-SPEC = RpcServerSpec(7, "10.0.0.2", "7", 8110, 4, ["CUDA0", "CUDA1"], 20.0)
+SPEC = RpcServerSpec(7, "10.0.0.2", "7", "desk", 8110, 4, ["CUDA0", "CUDA1"], 20.0)
 
 UPDATES = [
     MeasurementProgress("Q4_K", 0.25, "CPU"),
@@ -80,6 +81,7 @@ MESSAGES = [
     *UPDATES,
     RpcServerStatus(WorkerState.FAILED, error_code="x", exit_status=-9),
     Heartbeat(FACTS, STATUS, 8102, "10.0.0.2"),
+    Heartbeat(FACTS, STATUS, 8102, "10.0.0.2", 8103, "phone.example"),
     HeartbeatReply(5.0),
     JoinRequest("token", "id", "pixel"),
     JoinReply("certificate", "key", "authority"),
@@ -123,6 +125,9 @@ def test_new_fields_inside_nested_messages_are_ignored_too() -> None:
 def test_fields_that_are_left_out_have_their_defaults() -> None:
     assert read(RpcServerSpec, {"generation": 3, "host": "h"}) == RpcServerSpec(3, "h")
     assert read(RpcServerStatus, {"state": "ready"}).state is WorkerState.READY
+    older = over_the_wire(Heartbeat(FACTS, STATUS, 8102))
+    del older["link_port"], older["link_address"], older["rpc_server"]["main_host"]
+    assert read(Heartbeat, older).link_port == 0, "an agent that has no links yet"
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ async def test_the_loop_measures_until_it_is_cancelled_and_then_leaves_nothing(
     running = asyncio.create_task(idle.run())
 
     async def is_linking() -> bool:
-        return bool(world.links)
+        return bool(world.metered)
 
     await eventually(is_linking, within_s=5, what="the link is measured")
     running.cancel()

@@ -12,8 +12,14 @@ import pytest
 from cluster import eventually
 from measuring_world import MAC, PIXEL, TAKEN_AT, MeasuringWorld
 
-from agents.contract import MeasurementProgress, RpcServerStatus, WorkerState
-from agents.errors import MeasurementFailed, MeasurementInterrupted, ProjectError
+from agents.contract import MeasurementProgress, RpcServerSpec, RpcServerStatus, WorkerState
+from agents.errors import (
+    LinkLost,
+    LinkRefused,
+    MeasurementFailed,
+    MeasurementInterrupted,
+    ProjectError,
+)
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
 from supervisor.errors import (
     AgentRefused,
@@ -22,10 +28,12 @@ from supervisor.errors import (
     WorkerBusy,
     WorkerIncompatible,
 )
-from supervisor.service import measuring
+from supervisor.link.job import WorkerJob
+from supervisor.service import link_measuring, measuring
 from supervisor.service.events import Change
 
 ALL_TYPES = "measure Q4_0,Q4_K,Q6_K,Q8_0,F16"
+LINKED = ["start 127.0.0.1", "link", "unlink", "stop"]
 
 
 @pytest.fixture
@@ -79,8 +87,20 @@ async def test_a_device_and_its_link_are_measured_kept_and_told(world: Measuring
     assert world.store.link_measurements() == [link]
     assert changes == [Change("measured", result.model_dump(mode="json"))]
     assert world.registry.device(PIXEL).round_trip_ms == 1.5
-    assert world.agent.calls == [ALL_TYPES, "measured", "start 10.0.0.2", "stop"]
-    assert world.links == ["10.0.0.2:8110"]
+    assert world.agent.calls == [ALL_TYPES, "measured", *LINKED]
+    assert world.metered == ["127.0.0.1:40001"]
+
+
+async def test_what_is_measured_is_a_link_that_keeps_nothing_and_hides_nothing(
+    world: MeasuringWorld,
+) -> None:
+    await world.measurer.measure("pixel")
+    [job] = world.jobs
+    assert (job.launch, job.main_host) == (world.agent.generation, "desk")
+    assert world.agent.main_host == "desk"
+    assert job.workers == [
+        WorkerJob(PIXEL, "pixel", "10.9.9.9", 8103, "AB", answers_file="", stores=False)
+    ]
 
 
 async def test_the_device_is_free_for_launches_all_the_time(world: MeasuringWorld) -> None:
@@ -128,7 +148,7 @@ async def test_a_launch_between_device_and_link_interrupts(
         world.agent.failure = AgentRefused("pixel: starting", "measurement_refused")
     with pytest.raises(MeasurementInterrupted, match="interrupted by deployment llama"):
         await world.measurer.measure("pixel")
-    assert "start 10.0.0.2" not in world.agent.calls
+    assert "start 127.0.0.1" not in world.agent.calls
     assert world.kept() == 0
 
 
@@ -153,7 +173,8 @@ async def test_the_rpc_server_of_a_launch_is_never_connected_to(world: Measuring
     world.agent.generation = 77
     with pytest.raises(MeasurementInterrupted, match="by launch 77"):
         await world.measurer.measure("pixel")
-    assert world.links == []
+    assert not world.metered
+    assert not world.jobs
     assert world.kept() == 0
 
 
@@ -163,16 +184,89 @@ async def test_a_launch_that_comes_just_before_the_link_is_measured_interrupts(
     world.agent.while_starting = world.take
     with pytest.raises(MeasurementInterrupted, match="by deployment llama"):
         await world.measurer.measure("pixel")
-    assert world.links == []
+    assert not world.metered
+    assert not world.jobs
     assert world.agent.calls[-1] == "stop"
 
 
 async def test_a_link_that_fails_by_itself_says_why_and_is_ended(world: MeasuringWorld) -> None:
-    world.link_failure = MeasurementFailed("rpc-server 10.0.0.2:8110: not measured within 15 s")
-    with pytest.raises(MeasurementFailed, match="not measured within 15 s"):
+    world.link_failure = MeasurementFailed("rpc-server 127.0.0.1:40001: not measured within 15 s")
+    with pytest.raises(MeasurementFailed, match=r"pixel: .*not measured within 15 s"):
         await world.measurer.measure("pixel")
-    assert world.agent.calls[-1] == "stop"
+    assert world.agent.calls[-4:] == LINKED
     assert world.kept() == 0
+
+
+@pytest.mark.parametrize(
+    ("faults", "code"),
+    [
+        ({"loss": LinkLost("the link to pixel was lost: silent for 5.0 s")}, "link_lost"),
+        ({"detail": "the link to pixel was lost: silent"}, "measurement_failed"),
+        ({"refusal": LinkLost("no link to pixel: it is silent")}, "link_lost"),
+    ],
+)
+async def test_the_link_knows_best_why_it_was_not_measured(
+    world: MeasuringWorld, faults: dict[str, Any], code: str
+) -> None:
+    world.link_failure = MeasurementFailed("connection lost")
+    world.link_faults = faults
+    with pytest.raises(ProjectError, match=r"link to pixel.*silent") as caught:
+        await world.measurer.measure("pixel")
+    assert caught.value.code == code
+    assert world.agent.calls[-4:] == LINKED
+    assert world.kept() == 0
+
+
+async def test_a_link_process_that_does_not_start_leaves_no_rpc_server(
+    world: MeasuringWorld,
+) -> None:
+    world.link_process_failure = LinkLost("the link process did not start")
+    with pytest.raises(LinkLost, match="did not start"):
+        await world.measurer.measure("pixel")
+    assert world.agent.calls[-2:] == ["start 127.0.0.1", "stop"]
+
+
+async def test_a_link_that_is_refused_because_a_launch_came_is_interrupted(
+    world: MeasuringWorld,
+) -> None:
+    world.link_faults = {"refusal": LinkRefused("pixel: launch 1 is over; launch 77 came")}
+    start = world.agent.start_rpc_server
+
+    async def start_for_a_moment(spec: RpcServerSpec, *, wait_s: float) -> RpcServerStatus:
+        status = await start(spec, wait_s=wait_s)
+        world.agent.generation = 77
+        return status
+
+    world.agent.start_rpc_server = start_for_a_moment  # type: ignore[method-assign]
+    with pytest.raises(MeasurementInterrupted, match="by launch 77"):
+        await world.measurer.measure("pixel")
+    assert world.agent.calls[-3:] == ["unlink", "stop", "refused"]
+    assert world.metered == []
+
+
+async def test_a_launch_does_not_wait_for_the_measurement_of_a_slow_link(
+    world: MeasuringWorld,
+) -> None:
+    world.link_goes_on.clear()
+    asking = asyncio.create_task(world.measurer.measure("pixel"))
+    await started(world, "link")
+    world.take()
+    async with asyncio.timeout(1):
+        with pytest.raises(MeasurementInterrupted, match="by deployment llama"):
+            await asking
+    assert world.agent.calls[-4:] == LINKED
+    assert world.kept() == 0
+
+
+async def test_a_link_that_does_not_end_holds_up_nothing(
+    world: MeasuringWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(link_measuring, "_STOP_S", 0.05)
+    world.link_faults = {"never_ends": True}
+    with caplog.at_level(logging.WARNING):
+        await world.measurer.measure("pixel")
+    assert [record.message for record in caplog.records] == ["link.not_stopped"]
+    assert world.agent.calls[-1] == "stop"
 
 
 async def test_an_rpc_server_that_does_not_start_says_why_and_is_ended(
@@ -181,7 +275,8 @@ async def test_an_rpc_server_that_does_not_start_says_why_and_is_ended(
     world.agent.start_state = WorkerState.FAILED
     with pytest.raises(MeasurementFailed, match="rpc-server of pixel does not start: no memory"):
         await world.measurer.measure("pixel")
-    assert world.links == []
+    assert not world.metered
+    assert not world.jobs
     assert world.agent.calls[-1] == "stop"
 
 
@@ -261,7 +356,7 @@ async def test_who_asked_and_leaves_ends_the_measurement(world: MeasuringWorld) 
     await world.measurer.measure("pixel")  # nothing is in its way
 
 
-async def test_the_rpc_server_of_a_link_is_ended_however_often_one_is_cancelled(
+async def test_link_and_rpc_server_are_ended_however_often_one_is_cancelled(
     world: MeasuringWorld,
 ) -> None:
     world.link_goes_on.clear()
@@ -272,7 +367,7 @@ async def test_the_rpc_server_of_a_link_is_ended_however_often_one_is_cancelled(
         await asyncio.sleep(0)
     await asyncio.gather(asking, return_exceptions=True)
     await world.measurer.close()
-    assert world.agent.calls[-1] == "stop"
+    assert world.agent.calls[-4:] == LINKED
     assert world.kept() == 0
 
 
@@ -298,7 +393,7 @@ async def test_an_rpc_server_that_nobody_uses_is_ended_first(
 ) -> None:
     await world.hear(rpc_server=RpcServerStatus(state, generation=3))
     await world.measurer.measure("pixel")
-    assert world.agent.calls == [*calls, ALL_TYPES, "measured", "start 10.0.0.2", "stop"]
+    assert world.agent.calls == [*calls, ALL_TYPES, "measured", *LINKED]
 
 
 async def test_a_device_that_is_removed_meanwhile_leaves_nothing(world: MeasuringWorld) -> None:

@@ -1,0 +1,173 @@
+"""``python -m supervisor.link SOCKET``: the near ends of one launch, in a process of their own.
+
+Whoever connects to SOCKET may give it a job, once, and hears how its links are. It goes on when
+the supervisor ends, so that a launch survives a restart of it, and ends by itself when neither a
+supervisor nor llama-server has been there for a while.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import ssl
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from agents import log as logs
+from agents import tls
+from agents.contract import read
+from agents.errors import BadMessage, ProjectError
+from supervisor.link.job import LOST, LinkJob, LinkStats, WorkerJob
+from supervisor.link.model_chunks import ModelChunks
+from supervisor.link.near_end import NearEnd
+from supervisor.link.pushing import Push
+
+log = logging.getLogger(__name__)
+
+_REPEAT_S: Final = 0.5
+_ALONE_S: Final = 10.0
+_LINE_BYTES: Final = 4 << 20
+
+
+class LinkProcess:
+    """The job, its near ends, and who listens."""
+
+    def __init__(self) -> None:
+        self._near_ends: list[NearEnd | Push] = []
+        self._failed: list[LinkStats] = []
+        self._starting: asyncio.Task[None] | None = None
+        self._listeners: set[asyncio.StreamWriter] = set()
+        self._changed = asyncio.Event()
+        self._alone_since_s = time.monotonic()
+        self._has_job = False
+        self.over = asyncio.Event()
+
+    async def run(self, path: Path) -> None:
+        """Serve until told to stop, or alone for too long."""
+        server = await asyncio.start_unix_server(self._hear, path, limit=_LINE_BYTES)
+        telling = asyncio.create_task(self._tell())
+        try:
+            await self.over.wait()
+        finally:
+            telling.cancel()
+            server.close()
+            if self._starting is not None:
+                self._starting.cancel()
+            for near_end in self._near_ends:
+                near_end.close()
+            for writer in self._listeners:
+                writer.close()
+            path.unlink(missing_ok=True)
+
+    # -- the supervisor --------------------------------------------------------------------
+
+    async def _hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._listeners.add(writer)
+        try:
+            writer.write(self._line())
+            while line := await reader.readline():
+                self._obey(json.loads(line))
+        except (ConnectionError, ValueError, ProjectError) as exc:
+            log.warning("link.controller_lost", extra={"reason": str(exc)})
+        finally:
+            self._listeners.discard(writer)
+            self._alone_since_s = time.monotonic()
+            writer.close()
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        if "job" in message and not self._has_job:
+            self._has_job = True
+            self._starting = asyncio.create_task(self._start(read(LinkJob, message["job"])))
+
+    async def _tell(self) -> None:
+        """Send the state to whoever listens: when it changes, and now and then."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REPEAT_S):
+                    await self._changed.wait()
+            self._changed.clear()
+            line = self._line()
+            for writer in list(self._listeners):
+                writer.write(line)
+            if self._is_forgotten():
+                log.info("link.alone", extra={"seconds": _ALONE_S})
+                self.over.set()
+
+    def _is_forgotten(self) -> bool:
+        """Neither supervisor nor llama-server has been here for a while."""
+        if self._listeners:
+            return False
+        patience_s = _ALONE_S if self._has_job else 0.0
+        if any(near_end.stats().clients for near_end in self._near_ends):
+            self._alone_since_s = time.monotonic()
+        return time.monotonic() - self._alone_since_s > patience_s
+
+    def _line(self) -> bytes:
+        links = [asdict(near_end.stats()) for near_end in self._near_ends]
+        links += [asdict(stats) for stats in self._failed]
+        return json.dumps({"pid": os.getpid(), "links": links}).encode() + b"\n"
+
+    # -- the job ---------------------------------------------------------------------------
+
+    async def _start(self, job: LinkJob) -> None:
+        context = tls.client_context(
+            Path(job.authority).read_text(), Path(job.certificate), Path(job.key)
+        )
+        chunks = await asyncio.to_thread(_model_chunks, job)
+        pairs = []
+        for worker in job.workers:
+            try:
+                near_end = self._make(job, worker, context, chunks)
+            except ProjectError as exc:
+                self._fail(worker.agent_id, exc)
+                return
+            self._near_ends.append(near_end)
+            pairs.append((worker, near_end))
+        await asyncio.gather(*(self._start_one(each.agent_id, near) for each, near in pairs))
+
+    def _make(
+        self,
+        job: LinkJob,
+        worker: WorkerJob,
+        context: ssl.SSLContext,
+        chunks: ModelChunks | None,
+    ) -> NearEnd | Push:
+        if job.launch:
+            return NearEnd(job, worker, context, chunks, self._changed.set)
+        if chunks is None:
+            raise BadMessage(f"nothing to push to {worker.name}; name the files of the model")
+        return Push(job, worker, context, chunks, self._changed.set)
+
+    async def _start_one(self, agent_id: str, near_end: NearEnd | Push) -> None:
+        try:
+            await near_end.start()
+        except ProjectError as exc:
+            near_end.close()
+            self._near_ends.remove(near_end)
+            self._fail(agent_id, exc)
+
+    def _fail(self, agent_id: str, exc: ProjectError) -> None:
+        self._failed.append(LinkStats(agent_id, state=LOST, error_code=exc.code, detail=str(exc)))
+        self._changed.set()
+
+
+def _model_chunks(job: LinkJob) -> ModelChunks | None:
+    files = {Path(tensor.file) for worker in job.workers for tensor in worker.tensors}
+    return ModelChunks(Path(job.folder) / "models", files) if files else None
+
+
+async def _main(path: Path) -> None:
+    process = LinkProcess()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, process.over.set)
+    await process.run(path)
+
+
+if __name__ == "__main__":
+    logs.configure("link", json_lines=False)
+    asyncio.run(_main(Path(sys.argv[1])))

@@ -1,0 +1,99 @@
+"""One connection of llama-server to a near end."""
+
+import asyncio
+from collections import deque
+from typing import Final, Protocol
+
+from agents.errors import RpcFraming
+from agents.rpc_events import Request, RequestEvent
+from agents.rpc_framing import RequestParser, ResponseParser
+
+_READ_BYTES: Final = 256 << 10
+_WRITE_HIGH_BYTES: Final = 4 << 20
+
+
+class Host(Protocol):
+    """The near end that a client is connected to."""
+
+    def on_client_made(self, client: "LocalClient") -> None: ...
+
+    def on_client_data(self, client: "LocalClient", data: memoryview) -> None: ...
+
+    def on_client_room(self, client: "LocalClient") -> None: ...
+
+    def on_client_gone(self, client: "LocalClient") -> None: ...
+
+
+class LocalClient(asyncio.BufferedProtocol):
+    """Bytes in and out; what they mean is the near end's business."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._transport: asyncio.Transport | None = None
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._is_paused = False
+        self.requests = RequestParser()
+        self.responses = ResponseParser()
+        self.asked: deque[Request | None] = deque()
+        """Questions whose answers come over the link, in order; ``None``: of no interest."""
+        self.held: list[RequestEvent] = []
+        """What it said while another client had the rpc-server."""
+        self.is_raw = False
+        """Passed through unread, from its first byte."""
+        self.is_full = self.is_gone = self.wants_end = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(_WRITE_HIGH_BYTES)
+        self._host.on_client_made(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, count: int) -> None:
+        try:
+            self._host.on_client_data(self, self._buffer[:count])
+        except RpcFraming:
+            self.cut()
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self.is_gone:
+            self._transport.write(data)
+
+    def pause(self) -> None:
+        """Read nothing more for now."""
+        if self._transport is not None and not self._is_paused and not self.is_gone:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and self._is_paused and not self.is_gone:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def cut(self) -> None:
+        """End it at once, as a server that crashed would."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def finish(self) -> None:
+        """End it when it has everything that was written."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def pause_writing(self) -> None:
+        self.is_full = True
+
+    def resume_writing(self) -> None:
+        self.is_full = False
+        self._host.on_client_room(self)
+
+    def eof_received(self) -> bool:
+        """llama-server closes both ways at once; a half-closed client has nothing more to ask."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.is_gone:
+            self.is_gone = True
+            self._host.on_client_gone(self)

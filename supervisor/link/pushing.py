@@ -1,0 +1,137 @@
+"""Sends a worker its planned weights without any launch, for one that is to come."""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from dataclasses import replace
+
+from agents.contract import read
+from agents.errors import LinkLost, LinkRefused, ProjectError
+from agents.link_frames import (
+    Frame,
+    Kind,
+    Refused,
+    Welcome,
+    read_json,
+    read_stored,
+)
+from agents.link_stream import LinkStream
+from supervisor.link.dialing import dial
+from supervisor.link.job import DONE, LOST, SERVING, LinkJob, LinkStats, WorkerJob
+from supervisor.link.model_chunks import ModelChunks
+from supervisor.link.outbox import Outbox
+from supervisor.link.seeding import Seeder
+
+log = logging.getLogger(__name__)
+
+
+class Push:
+    """One worker's share of a model, on its way to the store there."""
+
+    def __init__(
+        self,
+        job: LinkJob,
+        worker: WorkerJob,
+        context: ssl.SSLContext,
+        chunks: ModelChunks,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._job = job
+        self._worker = worker
+        self._context = context
+        self._on_change = on_change
+        self._welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+        self._link = LinkStream(self._on_frame, self._on_link_end, self._on_link_room)
+        self._out = Outbox(self._link, job.window_bytes, chunks, lambda: None)
+        self._seeder = Seeder(self._out, chunks, worker.tensors)
+        self._state = LinkStats(worker.agent_id)
+        self._working: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Be admitted, and begin.
+
+        Raises:
+            ProjectError: Why not, after at most ``connect_s`` seconds.
+        """
+        try:
+            async with asyncio.timeout(self._job.connect_s):
+                await dial(self._link, self._job, self._worker, self._context)
+                welcome = await self._welcomed
+        except TimeoutError:
+            raise LinkLost(
+                f"{self._worker.name} at {self._worker.where} did not answer within "
+                f"{self._job.connect_s:g} s"
+            ) from None
+        if not welcome.stores:
+            raise LinkRefused(
+                f"{self._worker.name} keeps no weights; start its agent without --store-gib 0"
+            )
+        self._state = replace(self._state, state=SERVING)
+        self._working = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        try:
+            await self._seeder.run()
+        except ProjectError as exc:
+            self._link.end(exc)
+            return
+        if self._out.refuses_seeds:
+            self._link.end(
+                LinkRefused(
+                    f"the store of {self._worker.name} is full; raise --store-gib of its agent, "
+                    "or free its disk"
+                )
+            )
+        elif self._state.state == SERVING:
+            self._state = replace(self.stats(), state=DONE)
+            self._on_change()
+
+    def close(self) -> None:
+        """End it; what has arrived stays there."""
+        self._link.end(LinkLost("stopped"))
+
+    def stats(self) -> LinkStats:
+        """As of now."""
+        if self._state.state in (LOST, DONE):
+            return self._state
+        return replace(
+            self._state,
+            round_trip_s=self._link.round_trip_s,
+            phase="push",
+            seed_total_bytes=self._seeder.total_bytes,
+            seed_done_bytes=self._seeder.done_bytes,
+            seeded_bytes=self._out.seeded_bytes,
+            sent_bytes=self._link.sent_bytes,
+            received_bytes=self._link.received_bytes,
+        )
+
+    def _on_link_room(self) -> None:
+        self._out.advance()
+
+    def _on_link_end(self, error: ProjectError) -> None:
+        if self._working is not None:
+            self._working.cancel()
+        self._out.close()
+        if not self._welcomed.done():
+            self._welcomed.set_exception(error)
+            self._welcomed.exception()
+        if self._state.state != DONE:
+            named = f"{self._worker.name}: {error}"
+            self._state = replace(self.stats(), state=LOST, error_code=error.code, detail=named)
+        self._on_change()
+
+    def _on_frame(self, frame: Frame) -> None:
+        match frame.kind:
+            case Kind.HELD:
+                self._out.on_held(bytes(frame.body))
+            case Kind.STORED:
+                name, is_stored = read_stored(frame.body)
+                self._out.on_stored(name, is_stored=is_stored)
+            case Kind.WELCOME:
+                if not self._welcomed.done():
+                    self._welcomed.set_result(read(Welcome, read_json(frame.body)))
+            case Kind.REFUSED:
+                self._link.end(LinkRefused(read(Refused, read_json(frame.body)).detail))
+            case _:
+                raise LinkLost(f"{frame.kind.name} is not for a push")

@@ -1,0 +1,139 @@
+"""What the link process of a launch is told: who its workers are, and what it may use."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+from agents.contract import EngineFacts
+from agents.errors import LinkRefused
+from supervisor.core.entities import AgentId, Device, LaunchId, LinkView, Plan
+from supervisor.core.link_view import link_view
+from supervisor.core.seeding import FileTensor, tensors_by_agent
+from supervisor.link.alloc_sizes import file_name
+from supervisor.link.job import LinkJob, LinkStats, PlannedTensor, WorkerJob
+from supervisor.service.tools import Tools
+
+
+async def push_job(tools: Tools, plan: Plan) -> LinkJob:
+    """The links that fill the stores of a plan's workers, for no launch."""
+    model = await asyncio.to_thread(tools.read_model, plan.model.path)
+    tensors = await asyncio.to_thread(tensors_by_agent, plan, model.tensors)
+    workers = [_pushed(tools, agent_id, tensors[agent_id]) for agent_id in tensors]
+    return _job(tools, LaunchId(0), workers)
+
+
+def _reachable(tools: Tools, agent_id: AgentId) -> Device:
+    """A device whose agent has a far end.
+
+    Raises:
+        LinkRefused: It is of an older version.
+    """
+    device = tools.registry.device(agent_id)
+    if not device.link_port:
+        raise LinkRefused(
+            f"the agent of {device.name} offers no link; update it, or launch with "
+            "--transport direct"
+        )
+    return device
+
+
+def _pushed(tools: Tools, agent_id: AgentId, tensors: Sequence[FileTensor]) -> WorkerJob:
+    device = _reachable(tools, agent_id)
+    return WorkerJob(
+        agent_id=agent_id,
+        name=device.name,
+        address=device.link_address,
+        link_port=device.link_port,
+        serial=tools.registry.serial(agent_id),
+        tensors=_planned(tensors),
+    )
+
+
+def _planned(tensors: Sequence[FileTensor]) -> list[PlannedTensor]:
+    return [PlannedTensor(str(t.file), t.offset_bytes, t.size_bytes) for t in tensors]
+
+
+class LinkViews:
+    """The links of a launch over time."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._names: dict[AgentId, str] = {}
+        self._planned: dict[AgentId, int] = {}
+        for shard in plan.shards:
+            self._names[shard.agent_id] = shard.device
+            before_bytes = self._planned.get(shard.agent_id, 0)
+            self._planned[shard.agent_id] = before_bytes + shard.weight_bytes
+        self._seen: dict[AgentId, LinkView] = {}
+        self._at_s = time.monotonic()
+
+    def look(self, stats: Mapping[AgentId, LinkStats]) -> tuple[LinkView, ...]:
+        """All of them now, in the order of ``--rpc``."""
+        now_s = time.monotonic()
+        elapsed_s, self._at_s = now_s - self._at_s, now_s
+        self._seen = {
+            a: link_view(name, self._planned[a], stats[a], self._seen.get(a), elapsed_s)
+            for a, name in self._names.items()
+            if a in stats
+        }
+        return tuple(self._seen.values())
+
+
+async def launch_job(tools: Tools, plan: Plan, launch_id: LaunchId, engine: EngineFacts) -> LinkJob:
+    """The links of one launch, and what can be sent ahead on each."""
+    # Read while planning, and kept since.
+    model = await asyncio.to_thread(tools.read_model, plan.model.path)
+    tensors = await asyncio.to_thread(tensors_by_agent, plan, model.tensors)
+    workers = [_worker(tools, plan, a, engine, tensors.get(a, ())) for a in plan.agent_ids]
+    return _job(tools, launch_id, workers)
+
+
+def measuring_job(tools: Tools, device: Device, launch_id: LaunchId) -> LinkJob:
+    """One link on which everything travels as it is, and nothing is kept at either end."""
+    worker = WorkerJob(
+        agent_id=device.id,
+        name=device.name,
+        address=device.link_address,
+        link_port=device.link_port,
+        serial=tools.registry.serial(device.id),
+        stores=False,
+    )
+    return _job(tools, launch_id, [worker])
+
+
+def _job(tools: Tools, launch_id: LaunchId, workers: list[WorkerJob]) -> LinkJob:
+    settings, host = tools.settings, tools.main_host
+    return LinkJob(
+        launch=launch_id,
+        main_host=host.name,
+        silence_s=settings.link_silence_s,
+        connect_s=settings.worker_ready_s,
+        window_bytes=settings.link_window_mib << 20,
+        certificate=str(tools.identity.certificate),
+        key=str(tools.identity.key),
+        authority=str(tools.identity.authority),
+        folder=str(host.folder / "link"),
+        workers=workers,
+    )
+
+
+def _worker(
+    tools: Tools,
+    plan: Plan,
+    agent_id: AgentId,
+    engine: EngineFacts,
+    tensors: Sequence[FileTensor],
+) -> WorkerJob:
+    device = _reachable(tools, agent_id)
+    shards = [shard for shard in plan.shards if shard.agent_id == agent_id]
+    answers = file_name(
+        agent_id, engine.build, engine.rpc_protocol, [shard.ggml_device for shard in shards]
+    )
+    return WorkerJob(
+        agent_id=agent_id,
+        name=device.name,
+        address=device.link_address,
+        link_port=device.link_port,
+        serial=tools.registry.serial(agent_id),
+        answers_file=str(tools.main_host.folder / "link" / "answers" / answers),
+        tensors=_planned(tensors),
+    )

@@ -4,15 +4,12 @@ Certificates name roles, not addresses: ``supervisor`` or ``agent-UUID``. Addres
 phones roam; identities do not.
 """
 
-import asyncio
 import base64
 import hashlib
 import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
-
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -54,27 +51,3 @@ def client_context(
     if certificate is not None:
         context.load_cert_chain(certificate, key)
     return context
-
-
-class PeerProtocol(H11Protocol):
-    """uvicorn's HTTP protocol, telling the application whose certificate the connection showed."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        certificate = transport.get_extra_info("peercert") or {}
-        subject = dict(pair for group in certificate.get("subject", ()) for pair in group)
-        name = subject.get("commonName", "")
-        self.app = _with_peer(self.app, name, certificate.get("serialNumber", ""))
-
-    def shutdown(self) -> None:
-        super().shutdown()
-        # A TLS close waits for the peer's answer, which an idle pooled connection never gives.
-        if self.transport.is_closing() and self.transport.get_write_buffer_size() == 0:
-            self.transport.abort()
-
-
-def _with_peer(application: Any, name: str, serial: str) -> Any:
-    async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        await application({**scope, PEER: name, SERIAL: serial}, receive, send)
-
-    return call

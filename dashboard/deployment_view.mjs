@@ -1,9 +1,9 @@
 // @ts-check
 // Deployments: one card each, from what was asked to what runs and why.
-/** @import { Deployment, LaunchRecord, Plan, State } from "./types.mjs" */
+/** @import { Deployment, LaunchRecord, Link, Plan, State } from "./types.mjs" */
 
 import { h } from "./dom.mjs";
-import { age, bytes, deploymentName, duration, percent, plural, secondsSince, speed } from "./format.mjs";
+import { age, bytes, deploymentName, duration, linkWords, percent, plural, secondsSince, speed } from "./format.mjs";
 import { badge, copyable, factList, tone } from "./parts.mjs";
 
 /** What a state means, for when the main host gave no reason. @type {Record<string, string>} */
@@ -39,7 +39,7 @@ export function deploymentsView(state, now_ms) {
 
 /** @param {Deployment} deployment @param {State} state @param {number} now_ms */
 function deploymentCard(deployment, state, now_ms) {
-  const { id, spec, plan, port, loads, timeline, launch_id, tokens_per_second } = deployment;
+  const { id, spec, plan, port, loads, links, timeline, launch_id, tokens_per_second } = deployment;
   const isStarting = ["fetching", "starting"].includes(deployment.state);
   const error = state.actions[id]?.error;
   return h("article", { key: id, class: "card deployment", id: `deployment-${id}`, "aria-labelledby": `title-${id}` },
@@ -51,6 +51,7 @@ function deploymentCard(deployment, state, now_ms) {
     error && h("p", { key: "error", class: "error", role: "alert" }, error),
     isStarting && stepsView(deployment),
     isStarting && loads.length > 0 && loadsView(deployment),
+    links.length > 0 && linksView(links),
     factList([
       ["Speed", tokens_per_second != null && speed(tokens_per_second)],
       ["Model", plan ? `${plan.model.name}, ${bytes(plan.model.size_bytes)}` : spec.model],
@@ -128,6 +129,12 @@ function loadsView({ loads }) {
       h("span", { class: "figure" }, `${bytes(Math.min(loaded_bytes, weight_bytes))} of ${bytes(weight_bytes)}`))));
 }
 
+/** @param {Link[]} links */
+function linksView(links) {
+  return h("ul", { key: "links", class: "hint", "aria-label": "Links to the workers" }, links.map((link) =>
+    h("li", null, h("strong", null, link.device), ` ${linkWords(link)}`)));
+}
+
 /** @param {Plan} plan */
 function planView({ shards, host, reasons, model, prediction }) {
   const own = { device: "Main host", ggml_device: "CPU", ...host };
@@ -184,7 +191,7 @@ function environmentView({ environment, workers }) {
 function logsView({ id, plan }, state) {
   const log = state.logs[id];
   if (!log) return null;
-  const processes = ["llama-server", ...new Set(plan?.shards.map(({ device }) => device))];
+  const processes = ["llama-server", "link", ...new Set(plan?.shards.map(({ device }) => device))];
   return h("div", { class: "panel" },
     h("div", { class: "row start" },
       h("label", null, "Process ", h("select", { "data-action": "log-process", "data-id": id }, processes.map((name) =>

@@ -1,6 +1,6 @@
 // @ts-check
 // Values as words. Pure; the clock is an argument.
-/** @import { Deployment, Facts } from "./types.mjs" */
+/** @import { Deployment, Facts, Link } from "./types.mjs" */
 
 const MIB = 1024 ** 2;
 const GIB = 1024 ** 3;
@@ -62,6 +62,20 @@ export const milliseconds = (value) => `${value < 10 ? value.toFixed(1) : Math.r
 
 /** @param {number} tokens_per_second */
 export const speed = (tokens_per_second) => `${tokens_per_second.toFixed(1)} tokens/s`;
+
+/**
+ * One link in words: what comes over it while weights load, and what it costs afterwards.
+ * @param {Link} link
+ */
+export function linkWords(link) {
+  const parts = [];
+  if (link.remaining_bytes > 0 && link.bytes_per_s > 0) parts.push(`${bytes(link.bytes_per_s)}/s`);
+  if (link.remaining_bytes > 0 && link.eta_s !== null) parts.push(`${duration(link.eta_s)} left`);
+  if (link.saved_bytes > 0) parts.push(`${bytes(link.saved_bytes)} were there already`);
+  if (link.round_trip_ms !== null) parts.push(`round trip ${milliseconds(link.round_trip_ms)}`);
+  if (link.wire_share !== null) parts.push(`${Math.round(link.wire_share * 100)} % of its time on the wire`);
+  return parts.join(" · ");
+}
 
 /** @type {Record<string, string>} */
 const PLATFORMS = { linux: "Linux", macos: "macOS", android: "Android" };

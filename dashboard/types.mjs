@@ -23,13 +23,16 @@
  *   ctx_tokens: number, shards: Shard[], host: HostShare, prediction: Prediction | null,
  *   reasons: string[]}} Plan
  * @typedef {{device: string, layers: number, weight_bytes: number, loaded_bytes: number}} WorkerLoad
+ * @typedef {{device: string, state: string, phase: string, round_trip_ms: number | null,
+ *   weight_bytes: number, saved_bytes: number, remaining_bytes: number, bytes_per_s: number,
+ *   eta_s: number | null, wire_share: number | null, detail: string}} Link
  * @typedef {{name: string, at_s: number, took_s: number}} Milestone
  * @typedef {{model: string, name: string | null, ctx_tokens: number, devices: string[],
  *   split: number[], slots: number}} Spec
  * @typedef {{id: string, spec: Spec, state: string, reason: string, error_code: string,
  *   phase: string, since: string, failures: number, launch_id: number | null,
  *   port: number | null, retry_at: string, plan: Plan | null, loads: WorkerLoad[],
- *   timeline: Milestone[], tokens_per_second: number | null}} Deployment
+ *   links: Link[], timeline: Milestone[], tokens_per_second: number | null}} Deployment
  *
  * @typedef {{version: string, main_host: string, url: string, time: string, engine: Engine,
  *   devices: Device[], deployments: Deployment[]}} Snapshot

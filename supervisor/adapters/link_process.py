@@ -26,6 +26,8 @@ _START_S: Final = 15.0
 _FIRST_PAUSE_S: Final = 0.002
 _LONGEST_PAUSE_S: Final = 0.1
 _GRACE_S: Final = 3.0
+_NEXT_SPARE_S: Final = 3.0
+_REAP_S: Final = 2.0
 _LINE_BYTES: Final = 4 << 20
 
 
@@ -147,6 +149,9 @@ class LinkProcess:
         except (OSError, ValueError, KeyError, BadMessage) as exc:
             log.warning("link.not_heard", extra={"reason": str(exc)})
         finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REAP_S):  # so that we can say how it ended
+                    await self._child.wait()
             self._is_over = True
             self._tell()
 
@@ -193,6 +198,8 @@ class LinkProcesses:
         async with self._one_at_a_time:
             found = await self._take()
         found.give(job)
+        # Not at once: this launch needs the processor now, and the next one is some time away.
+        asyncio.get_running_loop().call_later(_NEXT_SPARE_S, self.prepare)
         return found
 
     async def _take(self) -> LinkProcess:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ from supervisor.service.tools import MainHost
 from supervisor.settings import Settings
 
 LLAMA_SERVER = "llama-server"
+LINK = "link"
 
 
 class LaunchReader(Protocol):
@@ -142,7 +144,8 @@ def create_router(services: Services) -> APIRouter:
         with services.bus.subscribe() as changes:
             yield ServerSentEvent(event="snapshot", data=snapshot().model_dump(mode="json"))
             async for change in changes:
-                yield ServerSentEvent(event=change.name, data=change.body)
+                # As text: FastAPI would walk what is plain JSON already.
+                yield ServerSentEvent(event=change.name, raw_data=json.dumps(change.body))
 
     @router.get("/devices")
     async def devices() -> list[Device]:
@@ -226,9 +229,9 @@ def create_router(services: Services) -> APIRouter:
 
 
 async def _log(services: Services, name: str, process: str, offset: int) -> LogChunk:
-    """Log of llama-server or of a worker, of the newest launch of a deployment."""
+    """Log of llama-server, of the links or of a worker, of the newest launch of a deployment."""
     deployment = services.reconciler.get(name)
-    if process != LLAMA_SERVER:
+    if process not in (LLAMA_SERVER, LINK):
         device = services.registry.find(process)
         chunk = await services.registry.agent(device.id).log(offset)
         return LogChunk(process=process, **dict(chunk))
@@ -236,6 +239,6 @@ async def _log(services: Services, name: str, process: str, offset: int) -> LogC
     if launch_id is None:
         raise DeploymentUnknown(f"deployment {name} was not launched since the supervisor started")
     record = await asyncio.to_thread(services.launches.launch, launch_id)
-    path = Path(record.log_path)
+    path = Path(record.log_path if process == LLAMA_SERVER else record.link_log_path)
     text, end = await asyncio.to_thread(read_from, path, offset)
     return LogChunk(process=process, file=path.name, offset=end, text=text)

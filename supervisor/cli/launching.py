@@ -1,14 +1,16 @@
 """Commands that plan and launch, with the same wishes."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
 from supervisor.cli import output, watching
 from supervisor.cli.client import Client
 from supervisor.cli.options import AsJson, Key, Url
 from supervisor.core.entities import Preset
+from supervisor.core.transport import DIRECT_WARNING
 from supervisor.errors import EngineExited
 
 Model = Annotated[str, typer.Argument(help="GGUF file on the main host")]
@@ -25,6 +27,10 @@ PinOutput = Annotated[
     str | None, typer.Option(help="device that computes the output layer, or 'main host'")
 ]
 Goal = Annotated[Preset, typer.Option(help="what to optimise for")]
+Transport = Annotated[
+    Literal["link", "direct"],
+    typer.Option(help="direct: without links, rpc-server itself on the network, without a key"),
+]
 
 
 def plan(
@@ -40,6 +46,7 @@ def plan(
     ubatch: Ubatch = None,
     pin_output: PinOutput = None,
     goal: Goal = Preset.BALANCED,
+    transport: Transport = "link",
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -48,6 +55,8 @@ def plan(
     spec = _spec(
         model, ctx, min_ctx, slots, devices, exclude, order, split, kv, ubatch, pin_output, goal
     )
+    spec["transport"] = transport
+    _warn(transport)
     _show_plan(Client(url, key), spec, as_json=as_json)
 
 
@@ -65,6 +74,7 @@ def launch(
     ubatch: Ubatch = None,
     pin_output: PinOutput = None,
     goal: Goal = Preset.BALANCED,
+    transport: Transport = "link",
     wait: Annotated[bool, typer.Option(help="wait until it is ready, or has failed")] = False,
     dry_run: Annotated[bool, typer.Option(help="print the plan, start nothing")] = False,
     url: Url = None,
@@ -75,6 +85,8 @@ def launch(
     spec = _spec(
         model, ctx, min_ctx, slots, devices, exclude, order, split, kv, ubatch, pin_output, goal
     )
+    spec["transport"] = transport
+    _warn(transport)
     client = Client(url, key)
     if dry_run:
         _show_plan(client, spec, as_json=as_json)
@@ -126,6 +138,12 @@ def _spec(
         "pin_output": pin_output,
         "goal": goal,
     }
+
+
+def _warn(transport: str) -> None:
+    """Before anything is exposed, and not in the way of what a program reads."""
+    if transport == "direct":
+        output.errors.print(f"[yellow]warning:[/] {escape(DIRECT_WARNING)}")
 
 
 def model_path(model: str) -> str:

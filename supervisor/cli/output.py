@@ -88,6 +88,23 @@ def deployments_table(deployments: list[dict[str, Any]]) -> Table:
     return made
 
 
+def links_table(links: list[dict[str, Any]]) -> Table:
+    """Links of launches, one row each."""
+    made = table("Links", "device", "round trip", "weights", "was there", "rate", "left", "wire")
+    for link in links:
+        round_trip, share, eta = link["round_trip_ms"], link["wire_share"], link["eta_s"]
+        made.add_row(
+            escape(link["device"]),
+            "?" if round_trip is None else f"{round_trip:.1f} ms",
+            _bytes(link["weight_bytes"]),
+            _bytes(link["saved_bytes"]),
+            f"{_bytes(link['bytes_per_s'])}/s" if link["remaining_bytes"] else "-",
+            f"{eta:.0f} s" if eta is not None else "-",
+            "?" if share is None else f"{share:.0%} of its time",
+        )
+    return made
+
+
 def _placed(plan: dict[str, Any]) -> list[str]:
     host = [f"{MAIN_HOST} {plan['host']['layers']}"] if plan["host"]["layers"] else []
     return host + [f"{shard['device']} {shard['layers']}" for shard in plan["shards"]]

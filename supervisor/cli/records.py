@@ -70,6 +70,8 @@ def _print_record(record: dict[str, Any]) -> None:
     say(output.plan_table(record["plan"]))
     if record["memory"]:
         say(output.memory_table(record))
+    if record["links"]:
+        say(output.links_table(record["links"]))
     for worker in record["workers"]:
         say(
             f"[bold]{escape(worker['device'])}[/] {worker['host']}:{worker['port']}  "

@@ -17,6 +17,9 @@ def status(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
         return
     output.console.print(output.devices_table(snapshot["devices"]))
     output.console.print(output.deployments_table(snapshot["deployments"]))
+    links = [link for deployment in snapshot["deployments"] for link in deployment["links"]]
+    if links:
+        output.console.print(output.links_table(links))
 
 
 def stop(name: Name = None, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
@@ -42,14 +45,15 @@ def show_logs(
     name: Name = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="go on until Ctrl-C")] = False,
     worker: Annotated[str, typer.Option(help="log of this device's rpc-server instead")] = "",
+    link: Annotated[bool, typer.Option("--link", help="log of the links instead")] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the log of llama-server, or of a worker."""
+    """Print the log of llama-server, of a worker, or of the links to all workers."""
     client = Client(url, key)
     chosen = watching.only_deployment(client, name)
-    process = worker or "llama-server"
+    process = worker or ("link" if link else "llama-server")
     if as_json:
         output.print_json(client.get(f"/api/deployments/{chosen}/logs", process=process))
         return

@@ -304,6 +304,7 @@ class Deployment(FrozenModel):
 
     id: DeploymentId
     spec: DeploymentSpec
+    warnings: tuple[str, ...] = Field(default=(), description="what such a launch exposes")
     state: State = State.PENDING
     reason: str = ""
     error_code: str = ""

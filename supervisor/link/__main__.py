@@ -93,7 +93,8 @@ class LinkProcess:
             self._changed.clear()
             line = self._line()
             for writer in list(self._listeners):
-                writer.write(line)
+                if writer.transport.get_write_buffer_size() < _LINE_BYTES:  # else it is stopped
+                    writer.write(line)
             if self._is_forgotten():
                 log.info("link.alone", extra={"seconds": _ALONE_S})
                 self.over.set()
@@ -103,7 +104,7 @@ class LinkProcess:
         if self._listeners:
             return False
         patience_s = _ALONE_S if self._has_job else 0.0
-        if any(near_end.stats().clients for near_end in self._near_ends):
+        if any(near_end.is_used for near_end in self._near_ends):
             self._alone_since_s = time.monotonic()
         return time.monotonic() - self._alone_since_s > patience_s
 

@@ -199,6 +199,11 @@ class NearEnd:
             f"(last command: {last})"
         )
 
+    @property
+    def is_used(self) -> bool:
+        """llama-server is connected."""
+        return bool(self._clients)
+
     # -- what llama-server says ------------------------------------------------------------
 
     def on_client_made(self, client: LocalClient) -> None:

@@ -91,6 +91,11 @@ class Push:
         """End it; what has arrived stays there."""
         self._link.end(LinkLost("stopped"))
 
+    @property
+    def is_used(self) -> bool:
+        """Nobody but the supervisor wants a push."""
+        return False
+
     def stats(self) -> LinkStats:
         """As of now."""
         if self._state.state in (LOST, DONE):

@@ -148,6 +148,8 @@ class Actor:
         if self.deployment.state is State.READY:
             # Said before the clean-up: it takes long when a device is out of reach.
             await self._enter(Event.READINESS_LOST, str(error))
+        elif self.deployment.state is State.STARTING:
+            self._change(reason=str(error), error_code=error.code)
         await self._close("failed", error)
         ready_for_s = time.monotonic() - self._ready_at_s if self._ready_at_s else 0.0
         was_ready = self._ready_at_s is not None

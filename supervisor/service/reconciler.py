@@ -14,6 +14,7 @@ from supervisor.core.lifecycle import (
     Event,
     State,
 )
+from supervisor.core.transport import warnings_of
 from supervisor.errors import (
     DeploymentExists,
     DeploymentNotReady,
@@ -64,7 +65,9 @@ class Reconciler:
         plan = await self.planner.plan(spec, name)
         async with self._accepting:
             self._refuse_running(name)  # planning took a moment; another request may have won
-            deployment = Deployment(id=name, spec=spec, since=timestamp(), plan=plan)
+            deployment = Deployment(
+                id=name, spec=spec, warnings=warnings_of(spec), since=timestamp(), plan=plan
+            )
             await asyncio.to_thread(self._tools.store.save_deployment, deployment)
             if name in self._actors:
                 await self._end_actor(name)

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import {
-  age, bytes, deploymentName, duration, memoryParts, milliseconds, parseSplit, percent, platformName,
+  age, bytes, deploymentName, duration, linkWords, memoryParts, milliseconds, parseSplit, percent, platformName,
   plural, secondsSince, speed,
 } from "../../dashboard/format.mjs";
 
@@ -37,6 +37,14 @@ table(platformName, [["macos", "macOS"], ["android", "Android"], ["linux", "Linu
 
 test("plural", () => {
   assert.deepEqual([0, 1, 2].map((n) => plural(n, "layer")), ["0 layers", "1 layer", "2 layers"]);
+});
+
+test("a link is told by what it does now", () => {
+  const idle = { device: "one", state: "serving", phase: "idle", round_trip_ms: 3.21, weight_bytes: 10, saved_bytes: 0,
+    remaining_bytes: 0, bytes_per_s: 1e6, eta_s: null, wire_share: 0.041, detail: "" };
+  assert.equal(linkWords(idle), "round trip 3.2 ms · 4 % of its time on the wire");
+  const loading = { ...idle, saved_bytes: 2 ** 21, remaining_bytes: 2 ** 22, bytes_per_s: 2 ** 20, eta_s: 4, wire_share: null };
+  assert.equal(linkWords(loading), "1 MiB/s · 4.0 s left · 2 MiB were there already · round trip 3.2 ms");
 });
 
 test("percent stays within 0 and 100 and never shows 100 too early", () => {

@@ -1,7 +1,8 @@
 """A stand-in for ``ggml-rpc-server`` with faults that the real one cannot be made to show.
 
-It answers HELLO, DEVICE_COUNT and GET_DEVICE_MEMORY. ``--later-...`` faults begin with the second
-start that shares the state file: the first one is the agent measuring its engine.
+It answers HELLO, DEVICE_COUNT, GET_DEVICE_MEMORY, GET_ALIGNMENT and GET_MAX_SIZE. ``--later-...``
+faults begin with the second start that shares the state file: the first one is the agent measuring
+its engine.
 """
 
 import argparse
@@ -22,8 +23,7 @@ def main() -> None:
     parser.add_argument("--triple", default="7.0.0")
     parser.add_argument("--later-triple")
     parser.add_argument("--later-http", action="store_true")
-    parser.add_argument("--later-silent", action="store_true")
-    parser.add_argument("--later-hangs-after-probe", action="store_true")
+    parser.add_argument("--later-hangs-after", type=int, help="so many clients")
     options = parser.parse_args()
     if options.devices == "?":
         print("  CPU: fake (8192 MiB, 8192 MiB free)")
@@ -35,6 +35,7 @@ def main() -> None:
 
 def serve(options: argparse.Namespace, *, is_later: bool) -> None:
     triple = options.later_triple if is_later and options.later_triple else options.triple
+    hangs_after = options.later_hangs_after if is_later else None
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((options.host, options.port))
@@ -46,9 +47,7 @@ def serve(options: argparse.Namespace, *, is_later: bool) -> None:
         with client:
             if is_later and options.later_http:
                 client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-            elif (is_later and options.later_silent) or (
-                is_later and options.later_hangs_after_probe and served >= 2
-            ):
+            elif hangs_after is not None and served >= hangs_after:
                 while client.recv(4096):
                     pass
             else:
@@ -65,6 +64,8 @@ def answer(client: socket.socket, triple: tuple[int, ...]) -> None:
             14: bytes([*triple, 0]) + bytes(24),
             15: struct.pack("<I", 1),
             11: struct.pack("<QQ", 8 * GIB, 8 * GIB),
+            1: struct.pack("<Q", 32),
+            2: struct.pack("<Q", 2**64 - 1),
         }.get(command)
         if body is None:
             return

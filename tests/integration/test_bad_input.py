@@ -112,15 +112,18 @@ async def test_a_worker_with_another_protocol_is_set_aside_by_name(
     assert {s["device"] for s in deployment["plan"]["shards"]} == {"good"}
 
 
-async def test_a_protocol_that_changes_after_joining_is_caught_by_the_probe(
-    cluster: Cluster, demo_model: Path, engine: EngineFacts, tmp_path: Path
+@pytest.mark.parametrize("transport", ["direct", "link"])
+async def test_a_protocol_that_changes_after_joining_is_caught_before_anything_is_loaded(
+    cluster: Cluster, demo_model: Path, engine: EngineFacts, tmp_path: Path, transport: str
 ) -> None:
+    """By the main host's probe, or by the far end of the link."""
     await cluster.supervisor()
     folder = _fake_engine(tmp_path, engine, "--triple", "7.0.0", "--later-triple", "7.0.1")
     await cluster.agent("odd", "--engine", str(folder), wait=False)
     await cluster.device_state("odd", "ready")
-    await cluster.launch(demo_model)
+    await cluster.launch(demo_model, transport=transport)
     await assert_failed(cluster, "worker_incompatible", "odd", "7.0.1")
+    assert (await cluster.http.get("/api/launches")).json() == [], "no llama-server was started"
 
 
 async def test_an_open_port_that_is_not_rpc_server_is_named(
@@ -204,7 +207,7 @@ async def test_a_second_client_on_an_rpc_port_is_named_and_nothing_hangs(
     await cluster.supervisor(verify_s=2, worker_ready_s=4)
     await cluster.agent("one")
     async with squatter():
-        await cluster.launch(demo_model)
+        await cluster.launch(demo_model, transport="direct")
         deployment = await cluster.settled()
     assert deployment["state"] == "failed"
     assert deployment["error_code"] in ("worker_busy", "worker_taken")
@@ -212,6 +215,35 @@ async def test_a_second_client_on_an_rpc_port_is_named_and_nothing_hangs(
     assert "one" in deployment["reason"]
     await cluster.http.post("/api/deployments/test/start")
     assert (await cluster.settled())["state"] == "ready", "the worker is usable again at once"
+
+
+async def test_a_second_client_beside_the_far_end_is_named_and_nothing_hangs(
+    cluster: Cluster, demo_model: Path
+) -> None:
+    """A program on the worker itself; nobody else can reach the rpc-server behind a link."""
+    await cluster.supervisor(worker_ready_s=4)
+    await cluster.agent("one")
+    async with squatter():
+        await cluster.launch(demo_model)
+        deployment = await cluster.settled()
+    assert deployment["state"] == "failed"
+    if deployment["error_code"] == "worker_taken":  # it came before the agent's own proof
+        assert "one client at a time" in deployment["reason"]
+    else:
+        assert deployment["error_code"] in ("link_lost", "worker_lost")
+        (link,) = await links_of(cluster)
+        assert link["device"] == "one"
+        assert "did not answer HELLO" in link["detail"]
+        assert "another client on that device has it" in link["detail"]
+    await cluster.http.post("/api/deployments/test/start")
+    assert (await cluster.settled())["state"] == "ready", "the worker is usable again at once"
+
+
+async def links_of(cluster: Cluster) -> list[dict[str, Any]]:
+    """What was seen last of the links of the last launch."""
+    (launch, *_) = (await cluster.http.get("/api/launches")).json()
+    links: list[dict[str, Any]] = launch["links"]
+    return links
 
 
 async def test_a_wrong_join_code_is_refused_in_one_sentence(cluster: Cluster) -> None:

@@ -34,17 +34,39 @@ async def test_a_worker_that_falls_silent_before_the_load_is_named(
     """llama-server itself would print nothing, open no port, and wait for ever."""
     await cluster.supervisor(connect_s=3)
     await cluster.agent("good")
-    state = f'--state "{tmp_path}/state"'
-    folder = engine_folder(tmp_path, engine, "rpc_server.py", state, "--later-hangs-after-probe")
+    flags = [f'--state "{tmp_path}/state"', "--later-hangs-after 2"]  # its agent's probe, and ours
+    folder = engine_folder(tmp_path, engine, "rpc_server.py", *flags)
     await cluster.agent("silent", "--engine", str(folder))
     started_s = time.monotonic()
-    await cluster.launch(demo_model, devices=["good", "silent"])
+    await cluster.launch(demo_model, devices=["good", "silent"], transport="direct")
     deployment = await cluster.settled()
     assert deployment["state"] == "failed"
     assert deployment["error_code"] == "connect_stalled", deployment["reason"]
     assert "phase: connect" in deployment["reason"]
     assert "worker silent" in deployment["reason"]
     assert time.monotonic() - started_s < 15
+    assert not engine_pids()
+
+
+async def test_a_worker_that_falls_silent_behind_its_link_is_named(
+    cluster: Cluster, demo_model: Path, engine: EngineFacts, tmp_path: Path
+) -> None:
+    """Its agent proved it, and beats on the link; it is the rpc-server that says nothing."""
+    await cluster.supervisor()
+    await cluster.agent("good")
+    flags = [f'--state "{tmp_path}/state"', "--later-hangs-after 1"]
+    folder = engine_folder(tmp_path, engine, "rpc_server.py", *flags)
+    await cluster.agent("silent", "--engine", str(folder))
+    started_s = time.monotonic()
+    await cluster.launch(demo_model, devices=["good", "silent"])
+    deployment = await cluster.settled()
+    assert deployment["state"] == "failed"
+    assert deployment["error_code"] in ("link_lost", "worker_lost"), deployment["reason"]
+    (launch, *_) = (await cluster.http.get("/api/launches")).json()
+    details = {link["device"]: link["detail"] for link in launch["links"]}
+    assert "did not answer HELLO" in details["silent"]
+    assert details["good"] == ""
+    assert time.monotonic() - started_s < 20
     assert not engine_pids()
 
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +167,16 @@ class TwoHosts:
         )
         return found
 
-    async def launch(self, model: Path) -> dict[str, Any]:
+    async def launch(self, model: Path, **spec: Any) -> dict[str, Any]:
         """Launch a model and wait until it is ready."""
+        found = await self.settled(model, **spec)
+        assert found["state"] == "ready", found["reason"]
+        return found
+
+    async def settled(self, model: Path, **spec: Any) -> dict[str, Any]:
+        """Launch a model and wait until it is ready or has failed."""
         body = {"model": str(model), "name": "test", "ctx_tokens": 512, "devices": ["worker"]}
-        await self.call("/api/deployments", body)
+        await self.call("/api/deployments", body | spec)
 
         async def is_settled() -> dict[str, Any] | None:
             deployment: dict[str, Any] = await self.call("/api/deployments/test")
@@ -179,13 +185,22 @@ class TwoHosts:
         found: dict[str, Any] = await eventually(
             is_settled, within_s=60, what="the deployment settles"
         )
-        assert found["state"] == "ready", found["reason"]
         return found
 
 
 @pytest.fixture
 def hosts(lan: Lan, cluster: Cluster) -> TwoHosts:
     return TwoHosts(lan, cluster)
+
+
+async def assert_recites(hosts: TwoHosts) -> None:
+    body = {"model": "test", "prompt": "Hello", "max_tokens": 128, "temperature": 0}
+    answer = await hosts.call("/v1/completions", body)
+    assert answer["choices"][0]["text"].strip() == SENTENCE
+
+
+def value_of(argv: list[str], flag: str) -> str:
+    return argv[argv.index(flag) + 1]
 
 
 async def test_a_model_is_served_over_two_hosts_and_nothing_listens_too_widely(
@@ -196,25 +211,82 @@ async def test_a_model_is_served_over_two_hosts_and_nothing_listens_too_widely(
     device = await hosts.join()
     assert device["address"] == worker.address
     deployment = await hosts.launch(demo_model)
-    body = {"model": "test", "prompt": "Hello", "max_tokens": 128, "temperature": 0}
-    answer = await hosts.call("/v1/completions", body)
-    assert answer["choices"][0]["text"].strip() == SENTENCE
+    assert deployment["warnings"] == []
+    await assert_recites(hosts)
+
+    record = await hosts.call(f"/api/launches/{deployment['launch_id']}")
+    (used,) = record["workers"]
+    link = f"{worker.address}:{device['link_port']}"
+    near_end = f"127.0.0.1:{used['port']}"
+    assert (used["host"], used["link"], used["address"]) == ("127.0.0.1", link, worker.address)
+    assert value_of(used["argv"], "-H") == "127.0.0.1"
+    assert value_of(record["argv"], "--rpc") == near_end
+
+    # On the network there are the agent's two ports, which ask for a certificate, and no others.
+    assert await worker.listening() == {
+        f"127.0.0.1:{value_of(used['argv'], '-p')}",
+        f"{worker.address}:{device['rest_port']}",
+        link,
+    }
+    code = (await hosts.call("/api/join-code", {}))["code"]
+    assert await main.listening() == {
+        code.partition("/")[0],
+        f"127.0.0.1:{hosts.port}",
+        f"127.0.0.1:{deployment['port']}",
+        near_end,
+    }
+
+
+async def test_without_links_the_rpc_server_listens_on_the_workers_own_address(
+    hosts: TwoHosts, demo_model: Path
+) -> None:
+    main, worker = hosts.lan.main, hosts.lan.worker
+    await hosts.up()
+    device = await hosts.join()
+    deployment = await hosts.launch(demo_model, transport="direct")
+    (warning,) = deployment["warnings"]
+    assert "can run code on the device" in warning
+    await assert_recites(hosts)
 
     record = await hosts.call(f"/api/launches/{deployment['launch_id']}")
     (used,) = record["workers"]
     endpoint = f"{worker.address}:{used['port']}"
-    assert used["host"] == worker.address
-    assert used["argv"][used["argv"].index("-H") + 1] == worker.address
-    assert record["argv"][record["argv"].index("--rpc") + 1] == endpoint
+    assert (used["host"], used["link"], record["links"]) == (worker.address, "", [])
+    assert value_of(used["argv"], "-H") == worker.address
+    assert value_of(record["argv"], "--rpc") == endpoint
 
     # The worker's own address only: neither all addresses, nor loopback.
-    assert await worker.listening() == {endpoint, f"{worker.address}:{device['rest_port']}"}
+    assert await worker.listening() == {
+        endpoint,
+        f"{worker.address}:{device['rest_port']}",
+        f"{worker.address}:{device['link_port']}",
+    }
     code = (await hosts.call("/api/join-code", {}))["code"]
     assert await main.listening() == {
         code.partition("/")[0],
         f"127.0.0.1:{hosts.port}",
         f"127.0.0.1:{deployment['port']}",
     }
+
+
+async def test_on_public_addresses_there_are_links_and_nothing_else(
+    lan: Lan, cluster: Cluster, demo_model: Path
+) -> None:
+    """Addresses that others would reach, were this cable not all there is of their network."""
+    public = Lan(replace(lan.main, address="9.9.9.1"), replace(lan.worker, address="9.9.9.2"))
+    for host in (public.main, public.worker):
+        ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", "eth0")
+    hosts = TwoHosts(public, cluster)
+    await hosts.up()
+    assert (await hosts.join())["address"] == public.worker.address
+    refused = await hosts.settled(demo_model, transport="direct")
+    assert (refused["state"], refused["error_code"]) == ("failed", "public_address_refused")
+    assert public.worker.address in refused["reason"]
+    await hosts.launch(demo_model)
+    await assert_recites(hosts)
+    listening = await public.worker.listening()
+    assert len([each for each in listening if each.startswith("127.0.0.1:")]) == 1
+    assert len(listening) == 3
 
 
 async def test_the_agent_obeys_the_supervisor_alone(hosts: TwoHosts) -> None:

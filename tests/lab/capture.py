@@ -8,8 +8,9 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import httpx
 from cluster import eventually
 
 from agents import ports
+from agents.command import rpc_server_argv
 from agents.contract import EngineFacts
 from agents.rpc_commands import Limits
 from agents.rpc_events import Request, RequestBegin, RequestEvent, ResponseEvent
@@ -114,32 +116,64 @@ def child(argv: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 @contextlib.asynccontextmanager
-async def recorded_worker(engine: EngineFacts, log: Path) -> AsyncIterator[Recorder]:
-    """An rpc-server of one thread that is ready, behind a relay."""
+async def rpc_server(engine: EngineFacts, log: Path) -> AsyncIterator[int]:
+    """An rpc-server of one thread that is ready; gives its port."""
     reservation = ports.reserve("127.0.0.1")
     port = reservation.port
-    with child([engine.rpc_server, "-H", "127.0.0.1", "-p", str(port), "-t", "1"], log):
+    with child(rpc_server_argv(engine.rpc_server, "127.0.0.1", port, 1, ["CPU"]), log):
 
         async def is_ready() -> bool:
             return (await probe("127.0.0.1", port, deadline_s=1)).outcome is Outcome.READY
 
         await eventually(is_ready, within_s=10, what="the rpc-server answers")
-        async with recorder(port) as made:
-            yield made
+        yield port
     reservation.release()
 
 
-async def session(
-    engine: EngineFacts, model: Path, workers: list[Recorder], flags: list[str], log: Path
-) -> None:
-    """Load, answer two prompts, end in order."""
+@contextlib.asynccontextmanager
+async def recorded_worker(engine: EngineFacts, log: Path) -> AsyncIterator[Recorder]:
+    """The same behind a relay."""
+    async with rpc_server(engine, log) as port, recorder(port) as made:
+        yield made
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A llama-server that is up."""
+
+    http: httpx.AsyncClient
+    started_s: float
+    """When, by the monotonic clock."""
+
+    async def complete(self, prompt: str, tokens: int) -> str:
+        """Greedy, and computed anew."""
+        body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False}
+        answer = await self.http.post("/completion", json=body)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["content"])
+
+
+@contextlib.asynccontextmanager
+async def llama_server(
+    engine: EngineFacts, model: Path, rpc_ports: Sequence[int], flags: Sequence[str], log: Path
+) -> AsyncIterator[Serving]:
+    """The whole model on workers; ends in order when the block is left."""
     reservation = ports.reserve("127.0.0.1")
-    endpoints = ",".join(f"127.0.0.1:{worker.port}" for worker in workers)
-    devices = ",".join(f"RPC{index}" for index in range(len(workers)))
+    endpoints = ",".join(f"127.0.0.1:{port}" for port in rpc_ports)
+    devices = ",".join(f"RPC{index}" for index in range(len(rpc_ports)))
     argv = [engine.llama_server, "--model", str(model), "--port", str(reservation.port)]
     argv += ["--rpc", endpoints, "--device", devices, "-ngl", "99", "-c", "1024", "-np", "1"]
-    with child([*argv, *flags], log) as process:
-        url = f"http://127.0.0.1:{reservation.port}"
+    async with serving([*argv, *flags], reservation.port, log) as made:
+        yield made
+    reservation.release()
+
+
+@contextlib.asynccontextmanager
+async def serving(argv: list[str], port: int, log: Path) -> AsyncIterator[Serving]:
+    """What ``argv`` starts, once it is healthy; it is ended in order, and that has to succeed."""
+    started_s = time.monotonic()
+    with child(argv, log) as process:
+        url = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as http:
 
             async def is_up() -> bool:
@@ -149,13 +183,19 @@ async def session(
                 return False
 
             await eventually(is_up, within_s=60, what=f"llama-server is up ({log})")
-            for prompt in (PROMPT, "and now"):
-                body = {"prompt": prompt, "n_predict": 12, "cache_prompt": False}
-                answer = await http.post("/completion", json=body)
-                assert answer.status_code == 200, answer.text
+            yield Serving(http, started_s)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 30) == 0, log.read_text()[-2000:]
-    reservation.release()
+
+
+async def session(
+    engine: EngineFacts, model: Path, workers: list[Recorder], flags: list[str], log: Path
+) -> None:
+    """Load, answer two prompts, end in order."""
+    rpc_ports = [worker.port for worker in workers]
+    async with llama_server(engine, model, rpc_ports, flags, log) as made:
+        for prompt in (PROMPT, "and now"):
+            await made.complete(prompt, 12)
 
     async def are_all_closed() -> bool:
         return not any(worker.open_connections for worker in workers)

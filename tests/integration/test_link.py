@@ -1,0 +1,387 @@
+"""Launches through links on the real engine: connections, round trips, bytes, output."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster, eventually, link_pids
+from cryptography import x509
+from lab.capture import (
+    CHUNK_BYTES,
+    PROMPT,
+    Recorder,
+    llama_server,
+    our_flags,
+    read,
+    recorder,
+    rpc_server,
+    serving,
+)
+from lab.linked import Lab, Served
+from lab.links import Link, emulated_link
+
+from agents import ports
+from agents.contract import EngineFacts
+from agents.errors import LinkRefused, ProjectError
+from agents.rpc_commands import SET_TENSOR_HASH, Limits
+from agents.rpc_protocol import Command
+from supervisor.adapters.gguf import read_header
+from supervisor.adapters.link_process import LinkProcesses
+from supervisor.core.model_shape import BLOCK
+from supervisor.demo_model import write_demo_model
+from supervisor.link.job import LinkJob, WorkerJob
+
+MIB = 1 << 20
+ONE_WAY_S = 0.05
+LATE_SHARE = 0.02
+"""Of the first launch's bytes: what a launch sends that has nothing to send."""
+
+QUICK = {"heartbeat_s": 0.5, "retry_first_s": 0.2}
+LAUNCH_SPLIT = [6, 3]
+
+
+@pytest.fixture(scope="session")
+def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """28 MB, all of it in tensors that are stored, none of which is asked for by hash."""
+    path = tmp_path_factory.mktemp("models") / "large.gguf"
+    write_demo_model(path, feed_forward=1536, recite=False)
+    return path
+
+
+# -- launches --------------------------------------------------------------------------------------
+
+
+async def launched(cluster: Cluster, model: Path, **spec: Any) -> dict[str, Any]:
+    """A launch that is ready."""
+    answer = await cluster.launch(model, **spec)
+    assert answer.status_code == 201, answer.text
+    deployment = await cluster.settled()
+    assert deployment["state"] == "ready", deployment["reason"]
+    return deployment
+
+
+async def record_of(cluster: Cluster, deployment: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = (
+        await cluster.http.get(f"/api/launches/{deployment['launch_id']}")
+    ).json()
+    return found
+
+
+async def stopped(cluster: Cluster, deployment: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The links of a launch when it was over, by device."""
+    assert (await cluster.http.post("/api/deployments/test/stop")).status_code == 200
+    record = await record_of(cluster, deployment)
+    return {link["device"]: link for link in record["links"]}
+
+
+async def launched_and_stopped(
+    cluster: Cluster, model: Path, **spec: Any
+) -> dict[str, dict[str, Any]]:
+    return await stopped(cluster, await launched(cluster, model, **spec))
+
+
+def sent_bytes(links: dict[str, dict[str, Any]]) -> int:
+    return sum(int(link["sent_bytes"]) for link in links.values())
+
+
+async def agent_behind(
+    cluster: Cluster, stack: contextlib.AsyncExitStack, name: str, **shape: Any
+) -> Link:
+    """An agent whose link the main host reaches through an emulated one."""
+    reservation = ports.reserve("127.0.0.1")
+    stack.callback(reservation.release)
+    link = await stack.enter_async_context(emulated_link(reservation.port, **shape))
+    place = ["--link-port", str(reservation.port), "--link-address", f"127.0.0.1:{link.port}"]
+    await cluster.agent(name, *place)
+    return link
+
+
+# -- connections -----------------------------------------------------------------------------------
+
+
+async def accepted(cluster: Cluster, name: str) -> int:
+    """How many clients the rpc-server of a device has had, by its own log."""
+    params = {"process": name}
+    log = (await cluster.http.get("/api/deployments/test/logs", params=params)).json()
+    return str(log["text"]).count("Accepted client connection")
+
+
+async def test_a_launch_connects_to_each_rpc_server_once(pair: Cluster, demo_model: Path) -> None:
+    await launched(pair, demo_model)
+    await pair.complete(tokens=24)
+    await pair.complete("The river is " * 40, tokens=8)
+    for name in ("one", "two"):
+        assert await accepted(pair, name) == 1 + 1, "its agent's own probe, and the launch"
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["our flags", "default flags"])
+async def test_however_often_llama_server_connects_the_rpc_server_sees_one_connection(
+    engine: EngineFacts, random_model: Path, tmp_path: Path, is_ours: bool
+) -> None:
+    lab = Lab(tmp_path)
+    flags = our_flags(engine) if is_ours else []
+    async with contextlib.AsyncExitStack() as stack:
+        upstream, sides = [], []
+        for name in ("one", "two"):
+            port = await stack.enter_async_context(rpc_server(engine, tmp_path / f"{name}.log"))
+            upstream.append(await stack.enter_async_context(recorder(port)))
+            served = await Served.proven(upstream[-1].port, asked_at=port)
+            sides.append(await stack.enter_async_context(lab.far_side(name, served)))
+        async with lab.near_ends(*sides) as near_ends, contextlib.AsyncExitStack() as local:
+            before = [
+                await local.enter_async_context(recorder(near.stats().port)) for near in near_ends
+            ]
+            rpc_ports = [each.port for each in before]
+            log = tmp_path / "llama-server.log"
+            async with llama_server(engine, random_model, rpc_ports, flags, log) as server:
+                for prompt in (PROMPT, "and now"):
+                    await server.complete(prompt, 12)
+    storm = [len(each.connections) for each in before]
+    print(f"llama-server connected {storm} times")
+    assert min(storm) > 3
+    assert [len(each.connections) for each in upstream] == [1, 1]
+
+
+# -- round trips -----------------------------------------------------------------------------------
+
+
+async def test_a_far_worker_is_ready_in_half_of_the_direct_time_and_then_in_a_quarter(
+    cluster: Cluster, engine: EngineFacts, demo_model: Path, tmp_path: Path
+) -> None:
+    await cluster.supervisor(**QUICK)
+    async with contextlib.AsyncExitStack() as stack:
+        for name in ("one", "two"):
+            await agent_behind(cluster, stack, name, one_way_delay_s=ONE_WAY_S)
+        took_s = []
+        for _ in range(2):
+            asked_s = time.monotonic()
+            deployment = await launched(cluster, demo_model)
+            in_all_s = time.monotonic() - asked_s
+            record = await record_of(cluster, deployment)
+            steps = {step["name"]: step["took_s"] for step in record["timeline"]}
+            took_s.append(sum(steps[name] for name in ("connected", "loaded", "first token")))
+            print(f"link: {in_all_s:.2f} s from the request, {took_s[-1]:.2f} s from the start")
+            await stopped(cluster, deployment)
+    direct_s = await direct_seconds(engine, record["argv"], tmp_path)
+    print(f"direct: {direct_s:.2f} s; shares {[round(each / direct_s, 3) for each in took_s]}")
+    assert took_s[1] <= direct_s / 4
+    assert took_s[0] <= direct_s / 2
+
+
+async def direct_seconds(engine: EngineFacts, argv: list[str], folder: Path) -> float:
+    """From the start of llama-server to its first token, the same command without links."""
+    async with contextlib.AsyncExitStack() as stack:
+        endpoints = []
+        for name in ("a", "b"):
+            port = await stack.enter_async_context(rpc_server(engine, folder / f"direct-{name}.log"))
+            relay = await stack.enter_async_context(emulated_link(port, one_way_delay_s=ONE_WAY_S))
+            endpoints.append(f"127.0.0.1:{relay.port}")
+        reservation = ports.reserve("127.0.0.1")
+        stack.callback(reservation.release)
+        own = list(argv)
+        own[own.index("--rpc") + 1] = ",".join(endpoints)
+        own[own.index("--port") + 1] = str(reservation.port)
+        async with serving(own, reservation.port, folder / "direct.log") as server:
+            await server.complete("Hello", 1)
+            return time.monotonic() - server.started_s
+
+
+# -- bytes -----------------------------------------------------------------------------------------
+
+
+def weights_by_layer(model: Path) -> Counter[int]:
+    """Of the large tensors of each block; those after the last one belong to nobody here."""
+    found = Counter[int]()
+    for tensor in read_header(model).tensors:
+        if (block := BLOCK.fullmatch(tensor.name)) and tensor.size_bytes >= 64 << 10:
+            found[int(block[1])] += tensor.size_bytes
+    return found
+
+
+async def test_a_relaunch_sends_what_a_device_never_had_and_nothing_else(
+    cluster: Cluster, large_model: Path
+) -> None:
+    await cluster.supervisor(**QUICK)
+    agents = [await cluster.agent(name) for name in ("one", "two")]
+    first = await launched_and_stopped(cluster, large_model, split=LAUNCH_SPLIT)
+    slack_bytes = LATE_SHARE * sent_bytes(first)
+    assert sent_bytes(first) > 20_000_000
+
+    again = await launched_and_stopped(cluster, large_model, split=LAUNCH_SPLIT)
+    print(f"second launch: {sent_bytes(again)} bytes, {sent_bytes(again) / sent_bytes(first):.3%}")
+    assert sent_bytes(again) < slack_bytes
+
+    other = await launched_and_stopped(cluster, large_model, split=[3, 6])
+    new_bytes = sum(weights_by_layer(large_model)[layer] for layer in (3, 4, 5))
+    print(f"other split: {sent_bytes(other)} bytes, {new_bytes} new")
+    assert other["one"]["sent_bytes"] < slack_bytes
+    assert new_bytes < other["two"]["sent_bytes"] < new_bytes + slack_bytes
+
+    # Both again, with agents that have just been started.
+    for agent in agents:
+        await asyncio.to_thread(agent.stop)
+    for name in ("one", "two"):
+        await cluster.agent(name)
+    restarted = await launched_and_stopped(cluster, large_model, split=[3, 6])
+    print(f"after a restart of the agents: {sent_bytes(restarted)} bytes")
+    assert sent_bytes(restarted) < slack_bytes
+    moved = await launched_and_stopped(cluster, large_model, split=[8, 1])
+    new_bytes = sum(weights_by_layer(large_model)[layer] for layer in (6, 7))
+    assert new_bytes < moved["one"]["sent_bytes"] < new_bytes + slack_bytes
+    assert moved["two"]["sent_bytes"] < slack_bytes
+
+
+async def test_a_launch_that_repairs_itself_sends_no_weights_again(
+    cluster: Cluster, large_model: Path
+) -> None:
+    await cluster.supervisor(**QUICK)
+    await asyncio.gather(*(cluster.agent(name) for name in ("one", "two")))
+    before = await launched(cluster, large_model)
+    device = await cluster.device_state("two", "ready")
+    os.kill(device["rpc_server"]["pid"], signal.SIGKILL)
+
+    async def is_repaired() -> dict[str, Any] | None:
+        now: dict[str, Any] = (await cluster.http.get("/api/deployments/test")).json()
+        is_new = now["launch_id"] != before["launch_id"]
+        return now if now["state"] == "ready" and is_new else None
+
+    after = await eventually(is_repaired, within_s=30, what="the launch is repeated")
+    first = {link["device"]: link for link in (await record_of(cluster, before))["links"]}
+    again = await stopped(cluster, after)
+    print(f"repaired: {sent_bytes(again)} bytes after {sent_bytes(first)}")
+    assert sent_bytes(again) < LATE_SHARE * sent_bytes(first)
+
+
+# -- output ----------------------------------------------------------------------------------------
+
+
+async def test_the_output_is_that_of_a_direct_launch_the_first_time_and_the_second(
+    pair: Cluster, random_model: Path
+) -> None:
+    answers = []
+    for transport in ("direct", "link", "link"):
+        deployment = await launched(pair, random_model, transport=transport)
+        answers.append(
+            [
+                await pair.complete("The quick brown fox", tokens=48),
+                await pair.complete("The river is wide and " * 30, tokens=16),
+            ]
+        )
+        await stopped(pair, deployment)
+    assert answers[0] == answers[1] == answers[2]
+    assert all(answers[0])
+
+
+# -- tensors that are asked for by hash ------------------------------------------------------------
+
+
+def weights_given(recorded: Recorder) -> tuple[Counter[int], int]:
+    """Commands of a worker's connections, and how many bytes came with them."""
+    commands, size_bytes = Counter[int](), 0
+    for record in recorded.connections:
+        commands += read(record, Limits(), CHUNK_BYTES).commands
+        size_bytes += len(record.said(by_client=True))
+    return commands, size_bytes
+
+
+async def test_tensors_over_10_mib_are_not_even_given_to_the_near_end_a_second_time(
+    engine: EngineFacts, tmp_path: Path
+) -> None:
+    model = tmp_path / "wide.gguf"
+    write_demo_model(model, layers=1, embedding=1024, feed_forward=10304, recite=False)
+    asked_bytes = sum(t.size_bytes for t in read_header(model).tensors if t.size_bytes > 10 * MIB)
+    flags, texts, given, taken = our_flags(engine), [], [], []
+    lab = Lab(tmp_path)
+    async with contextlib.AsyncExitStack() as stack:
+        port = await stack.enter_async_context(rpc_server(engine, tmp_path / "rpc-server.log"))
+        async with llama_server(engine, model, [port], flags, tmp_path / "0.log") as server:
+            texts.append(await server.complete("The quick brown fox", 32))
+        for number in (1, 2, 3):
+            upstream = await stack.enter_async_context(recorder(port))
+            served = await Served.proven(upstream.port, asked_at=port)
+            log = tmp_path / f"{number}.log"
+            async with (
+                lab.far_side("one", served) as side,
+                lab.near_ends(side) as [near_end],
+                recorder(near_end.stats().port) as local,
+                llama_server(engine, model, [local.port], flags, log) as server,
+            ):
+                texts.append(await server.complete("The quick brown fox", 32))
+            given.append(weights_given(local))
+            taken.append(weights_given(upstream))
+    print(f"given to the near end: {[size for _, size in given]} bytes")
+    print(f"taken by the rpc-server: {[size for _, size in taken]} bytes")
+    assert texts[0]
+    assert texts == texts[:1] * 4
+    for (asked, _), (answered, _) in zip(given, taken, strict=True):
+        assert asked[SET_TENSOR_HASH] == 3
+        assert answered[SET_TENSOR_HASH] == 0, "an rpc-server without -c knows nothing"
+    first, *later = (size for _, size in given)
+    for again in later:
+        assert abs(first - again - asked_bytes) < 0.01 * first
+    assert max(size for _, size in taken) - min(size for _, size in taken) < 0.01 * first
+    counts = [commands[Command.SET_TENSOR] for commands, _ in taken]
+    assert counts == counts[:1] * 3
+
+
+# -- one launch at a time --------------------------------------------------------------------------
+
+
+def second_job(cluster: Cluster, device: dict[str, Any], launch: int) -> LinkJob:
+    """A link to a device with the main host's own certificates, for a launch of ours."""
+    authority = cluster.folder / "supervisor" / "authority"
+    certificate = (cluster.folder / device["name"] / "identity" / "agent.crt").read_bytes()
+    worker = WorkerJob(
+        agent_id=device["id"],
+        name=device["name"],
+        address="127.0.0.1",
+        link_port=device["link_port"],
+        serial=f"{x509.load_pem_x509_certificate(certificate).serial_number:X}",
+    )
+    return LinkJob(
+        launch=launch,
+        main_host="another",
+        silence_s=5.0,
+        connect_s=20.0,
+        window_bytes=16 * MIB,
+        certificate=str(authority / "supervisor.crt"),
+        key=str(authority / "supervisor.key"),
+        authority=str(authority / "authority.crt"),
+        folder=str(cluster.folder / "other"),
+        workers=[worker],
+    )
+
+
+@pytest.mark.parametrize("ahead", [-1, 0, 7])
+async def test_another_launch_is_refused_at_once_and_told_who_has_the_device(
+    cluster: Cluster, demo_model: Path, tmp_path: Path, ahead: int
+) -> None:
+    await cluster.supervisor()
+    await cluster.agent("one")
+    await launched_and_stopped(cluster, demo_model)
+    deployment = await launched(cluster, demo_model)
+    device = await cluster.device_state("one", "ready")
+    own, main_host = deployment["launch_id"], (await record_of(cluster, deployment))["main_host"]
+    others = LinkProcesses(tmp_path / "other")
+    started_s = time.monotonic()
+    link = await others.start(second_job(cluster, device, own + ahead))
+    try:
+        reason = f"one: in use by launch {own} of main host {main_host}"
+        with pytest.raises(ProjectError, match=re.escape(reason)) as refused:
+            await link.ready(1, 40)
+        assert refused.value.code == LinkRefused.code
+    finally:
+        await others.close()
+        await link.stop()
+    print(f"refused after {time.monotonic() - started_s:.2f} s")
+    assert time.monotonic() - started_s < 5
+    assert await cluster.complete(tokens=8), "it is not disturbed"
+    assert await accepted(cluster, "one") == 2

@@ -166,7 +166,7 @@ def read_json(body: memoryview) -> dict[str, Any]:
     """
     try:
         found = json.loads(bytes(body))
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise LinkFraming(f"a message that is not JSON ({exc}); update both ends") from exc
     if not isinstance(found, dict):
         raise LinkFraming(f"a message that is no JSON object but {type(found).__name__}")

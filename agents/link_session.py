@@ -137,8 +137,8 @@ class Session:
                 self._open(*read_open(frame.body))
             case Kind.SHUT:
                 channel, _ = read_shut(frame.body)
-                if channel == self._channel and self._upstream is not None:
-                    self._upstream.end_writing()
+                if channel == self._channel:
+                    self._end_requests()
             case Kind.OFFER:
                 self._on_offer(read_offer(frame.body))
             case Kind.SEED:
@@ -159,7 +159,7 @@ class Session:
             )
             return
         if not _LEAST_SILENCE_S <= hello.silence_s <= _MOST_SILENCE_S:
-            raise LinkFraming(f"silence_s = {hello.silence_s:g} is impossible")
+            raise LinkFraming(f"silence_s = {hello.silence_s} is impossible")
         if not 0 < hello.window_bytes <= MOST_WINDOW_BYTES:
             raise LinkFraming(f"window_bytes = {hello.window_bytes} is impossible")
         self.link.start_beating(hello.silence_s)
@@ -189,6 +189,17 @@ class Session:
         text = self._admission.welcome.rpc_protocol
         upstream = self._upstream = Upstream(self, Triple.parse(text), greets=greets)
         self._spawn(self._connect(self._admission.port, upstream))
+
+    def _end_requests(self) -> None:
+        upstream = self._upstream
+        if upstream is None:
+            return
+        if upstream.waits_for_chunk:
+            # Its client left in the middle of a tensor; the rest would only cost time.
+            upstream.abort()
+            self.on_upstream_end("the client left in the middle of a tensor")
+        else:
+            upstream.end_writing()
 
     async def _connect(self, port: int, upstream: Upstream) -> None:
         try:
@@ -306,7 +317,11 @@ class Session:
 
     def on_moved(self) -> None:
         """Less waits for the rpc-server."""
-        if self._upstream is not None and self._upstream.queued_bytes < MOST_QUEUED_BYTES // 2:
+        upstream = self._upstream
+        if upstream is None:
+            return
+        # A chunk that is next comes over the link, however much waits behind it.
+        if upstream.waits_for_chunk or upstream.queued_bytes < MOST_QUEUED_BYTES // 2:
             self.link.resume_reading()
 
     def _settle(self, chunk: Chunk) -> None:

@@ -51,7 +51,7 @@ class LinkStream(asyncio.BufferedProtocol):
         self._on_room = on_room
         self._on_made = on_made
         self._loop = asyncio.get_running_loop()
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._buffer = memoryview(b"")
         self._start = self._end = 0
         self._transport: asyncio.Transport | None = None
         self._beating: asyncio.TimerHandle | None = None
@@ -104,9 +104,9 @@ class LinkStream(asyncio.BufferedProtocol):
             self._loop.time(),
             min(self._silence_s / BEATS_PER_SILENCE, _LONGEST_BEAT_S),
         )
-        if now_s - self._beat_at_s > 2 * pause_s + 1.0:
-            # We did not run ourselves; what came meanwhile is still in the socket.
-            self._heard_at_s = max(self._heard_at_s, now_s - self.limit_s / 2)
+        # While we did not run ourselves, nobody was silent: what came is still in the socket.
+        late_s = max(now_s - self._beat_at_s - pause_s, 0.0)
+        self._heard_at_s = min(self._heard_at_s + late_s, now_s)
         self._beat_at_s = now_s
         if self._is_paused:
             self._heard_at_s = now_s  # it is we who do not listen
@@ -154,6 +154,11 @@ class LinkStream(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        if self.is_over:
+            transport.abort()
+            return
+        # Not before: a far end makes a stream for every caller, and most of a flood never get here.
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         transport.set_write_buffer_limits(_WRITE_HIGH_BYTES)
         self._heard_at_s = self._loop.time()
         self._on_made()

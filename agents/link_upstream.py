@@ -89,14 +89,21 @@ class Upstream(asyncio.BufferedProtocol):
 
     def advance(self) -> None:
         """Write what can be written: a chunk has come, or there is room."""
-        while self._queue and self._can_write and self._write_now(self._queue[0]):
-            item = self._queue.popleft()
-            if not isinstance(item, Chunk):
-                self.queued_bytes -= len(item)
+        try:
+            self._write_queued()
+        except ProjectError as exc:  # asyncio's callbacks swallow it, and the client would wait
+            self._finish(str(exc))
+            return
         self._owner.on_moved()
         if self._is_ending and not self._queue and self._transport is not None:
             self._transport.write_eof()
             self._is_ending = False
+
+    def _write_queued(self) -> None:
+        while self._queue and self._can_write and self._write_now(self._queue[0]):
+            item = self._queue.popleft()
+            if not isinstance(item, Chunk):
+                self.queued_bytes -= len(item)
 
     @property
     def waits_for_chunk(self) -> bool:

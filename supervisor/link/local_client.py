@@ -19,6 +19,10 @@ class Host(Protocol):
 
     def on_client_data(self, client: "LocalClient", data: memoryview) -> None: ...
 
+    def on_client_eof(self, client: "LocalClient") -> bool:
+        """Whether to keep the connection open, for answers that are still to come."""
+        ...
+
     def on_client_room(self, client: "LocalClient") -> None: ...
 
     def on_client_gone(self, client: "LocalClient") -> None: ...
@@ -90,8 +94,8 @@ class LocalClient(asyncio.BufferedProtocol):
         self._host.on_client_room(self)
 
     def eof_received(self) -> bool:
-        """llama-server closes both ways at once; a half-closed client has nothing more to ask."""
-        return False
+        """It has said everything; what it asked is still answered."""
+        return self._host.on_client_eof(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.is_gone:

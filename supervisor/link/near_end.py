@@ -23,7 +23,6 @@ from agents.link_frames import (
     Refused,
     Welcome,
     pack_open,
-    pack_shut,
     read_json,
     read_need,
     read_number,
@@ -52,7 +51,7 @@ from supervisor.link.job import LOST, SERVING, LinkJob, LinkStats, WorkerJob
 from supervisor.link.known_tensors import KnownTensors
 from supervisor.link.local_client import LocalClient
 from supervisor.link.model_chunks import ModelChunks
-from supervisor.link.outbox import Outbox
+from supervisor.link.outbox import Outbox, Shut
 from supervisor.link.questions import FREE_OF_STATE, Answers
 from supervisor.link.seeding import Seeder
 from supervisor.link.weights import WeightSender
@@ -221,10 +220,22 @@ class NearEnd:
         if client is not self._owner:
             return
         self._owner = None
+        self._asked_at_s = 0.0
         self._weights.forget()
         if not (self._is_open and self._is_clean and not client.responses.outstanding):
             self._shut()
         self._serve_next()
+
+    def on_client_eof(self, client: LocalClient) -> bool:
+        """The rpc-server hears of it after everything that was said before."""
+        if client is not self._owner:
+            return bool(client.held)
+        if self._is_clean and not client.responses.outstanding:
+            return False  # nothing of it is left at the rpc-server, which the next one gets
+        self._is_clean = False
+        self._out.emit(Shut(self._channel))
+        self._flush(client)
+        return True
 
     def on_client_room(self, client: LocalClient) -> None:
         """It takes answers again."""
@@ -312,11 +323,12 @@ class NearEnd:
         return True
 
     def _shut(self) -> None:
-        """The far end hangs up as well, and says so when it has."""
+        """The far end hangs up as well, and says so when it has; nobody wants answers any more."""
         if self._is_open:
             self._is_clean = False
             self._out.drop()
-            self._link.send(Kind.SHUT, pack_shut(self._channel))
+            self._out.emit(Shut(self._channel))
+            self._out.advance()
 
     def _serve_next(self) -> None:
         """Whoever waited longest for the rpc-server goes on."""
@@ -343,6 +355,8 @@ class NearEnd:
                 self._weights.feed(data)
             case Raw(data):
                 self._is_clean = False
+                if client.requests.passthrough is not None:
+                    client.responses.pass_through(client.requests.passthrough)
                 self._out.emit_pieces(data)
             case End():
                 self._weights.end()

@@ -4,11 +4,20 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from agents.chunks import ChunkName
 from agents.errors import LinkLost
-from agents.link_frames import DATA_BYTES, OFFERED_CHUNKS, Kind, pack_number, pack_offer, pack_ref
+from agents.link_frames import (
+    DATA_BYTES,
+    OFFERED_CHUNKS,
+    Kind,
+    pack_number,
+    pack_offer,
+    pack_ref,
+    pack_shut,
+)
 from agents.link_stream import LinkStream
 from supervisor.link.chunk_refs import Ref, Window
 
@@ -27,6 +36,13 @@ _GONE: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Shut:
+    """The client of a channel has said everything."""
+
+    channel: int
+
+
 class Outbox:
     """One link's way out. The stream has one half of the window, seeds have the other."""
 
@@ -41,7 +57,7 @@ class Outbox:
         self._link = link
         self._reader = reader
         self._on_room = on_room
-        self._queue: deque[bytes | Ref] = deque()
+        self._queue: deque[bytes | Ref | Shut] = deque()
         self._bodies: deque[tuple[int, bytes | bytearray]] = deque()
         self._window = Window(window_bytes // 2)
         self._seed_window_bytes = window_bytes // 2
@@ -73,7 +89,7 @@ class Outbox:
         """Of requests that wait to be sent."""
         return sum(len(item) for item in self._queue if isinstance(item, bytes))
 
-    def emit(self, item: bytes | Ref) -> None:
+    def emit(self, item: bytes | Ref | Shut) -> None:
         """Put something at the end of the stream; ``advance`` sends it."""
         last = self._queue[-1] if self._queue else None
         if (
@@ -102,6 +118,8 @@ class Outbox:
             item = self._queue[0]
             if isinstance(item, bytes):
                 self._link.send(Kind.DATA, item)
+            elif isinstance(item, Shut):
+                self._link.send(Kind.SHUT, pack_shut(item.channel))
             elif self._window.is_full:
                 break
             else:

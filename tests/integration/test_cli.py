@@ -80,6 +80,27 @@ async def test_a_refused_launch_is_one_sentence_and_status_one(pair: Cluster) ->
     assert "/nowhere/x.gguf" in done.stderr
 
 
+async def test_without_links_a_warning_says_what_is_exposed(
+    pair: Cluster, demo_model: Path
+) -> None:
+    said = "can run code on the device"
+    for command in (["plan"], ["launch", "--name", "m", "--ctx", "512", "--wait"]):
+        wishes = [str(demo_model), "--order", "one,two", "--json"]
+        quiet = await cli(pair, "plan", *wishes)
+        assert said not in quiet.stderr
+        done = await cli(pair, *command, *wishes, "--transport", "direct")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.startswith("warning:")
+        assert said in done.stderr
+        assert json.loads(done.stdout), "programs read as before"
+    assert said in json.loads(done.stdout)["warnings"][0]
+    (launch,) = await as_json(pair, "launches")
+    assert [worker["link"] for worker in launch["workers"]] == ["", ""]
+    wrong = await cli(pair, "plan", str(demo_model), "--transport", "pigeon")
+    assert wrong.returncode == 2
+    assert "pigeon" in wrong.stderr
+
+
 async def test_another_host_needs_the_key(pair: Cluster) -> None:
     key = await cli(None, "key", "--data", str(pair.folder / "supervisor"))
     assert key.stdout.startswith("sk-")

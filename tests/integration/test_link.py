@@ -8,11 +8,12 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, eventually, link_pids
+from cluster import Cluster, Program, eventually
 from cryptography import x509
 from lab.capture import (
     CHUNK_BYTES,
@@ -26,7 +27,7 @@ from lab.capture import (
     serving,
 )
 from lab.linked import Lab, Served
-from lab.links import Link, emulated_link
+from lab.links import Link, Traffic, emulated_link
 
 from agents import ports
 from agents.contract import EngineFacts
@@ -36,16 +37,13 @@ from agents.rpc_protocol import Command
 from supervisor.adapters.gguf import read_header
 from supervisor.adapters.link_process import LinkProcesses
 from supervisor.core.model_shape import BLOCK
-from supervisor.demo_model import write_demo_model
+from supervisor.demo_model import SENTENCE, write_demo_model
 from supervisor.link.job import LinkJob, WorkerJob
 
 MIB = 1 << 20
 ONE_WAY_S = 0.05
 LATE_SHARE = 0.02
 """Of the first launch's bytes: what a launch sends that has nothing to send."""
-
-QUICK = {"heartbeat_s": 0.5, "retry_first_s": 0.2}
-LAUNCH_SPLIT = [6, 3]
 
 
 @pytest.fixture(scope="session")
@@ -68,40 +66,68 @@ async def launched(cluster: Cluster, model: Path, **spec: Any) -> dict[str, Any]
     return deployment
 
 
+async def stop(cluster: Cluster) -> None:
+    assert (await cluster.http.post("/api/deployments/test/stop")).status_code == 200
+
+
 async def record_of(cluster: Cluster, deployment: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = (
-        await cluster.http.get(f"/api/launches/{deployment['launch_id']}")
-    ).json()
+    path = f"/api/launches/{deployment['launch_id']}"
+    found: dict[str, Any] = (await cluster.http.get(path)).json()
     return found
 
 
-async def stopped(cluster: Cluster, deployment: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The links of a launch when it was over, by device."""
-    assert (await cluster.http.post("/api/deployments/test/stop")).status_code == 200
-    record = await record_of(cluster, deployment)
-    return {link["device"]: link for link in record["links"]}
+@dataclass
+class Wired:
+    """Agents whose links the main host reaches through emulated ones."""
+
+    cluster: Cluster
+    stack: contextlib.AsyncExitStack
+    links: dict[str, Link] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
+    agents: dict[str, Program] = field(default_factory=dict)
+
+    async def join(self, name: str, **shape: Any) -> None:
+        reservation = ports.reserve("127.0.0.1")
+        self.stack.callback(reservation.release)
+        link = await self.stack.enter_async_context(emulated_link(reservation.port, **shape))
+        self.links[name] = link
+        self.places[name] = [
+            *("--link-port", str(reservation.port)),
+            *("--link-address", f"127.0.0.1:{link.port}"),
+        ]
+        await self.start(name)
+
+    async def start(self, name: str) -> None:
+        self.agents[name] = await self.cluster.agent(name, *self.places[name])
+
+        async def is_heard() -> bool:
+            device = await self.cluster.device(name)
+            return bool(device and device["rpc_server"]["generation"] == 0)
+
+        await eventually(is_heard, within_s=10, what=f"{name}, which has served nothing yet")
+
+    async def restart(self, name: str) -> None:
+        await asyncio.to_thread(self.agents[name].stop)
+        await self.start(name)
+
+    async def traffic(self) -> dict[str, Traffic]:
+        return {name: await link.traffic() for name, link in self.links.items()}
+
+    async def given(self, model: Path, **spec: Any) -> dict[str, int]:
+        """What one launch, which is stopped then, sends to each: bytes on the wire."""
+        before = await self.traffic()
+        await launched(self.cluster, model, **spec)
+        await stop(self.cluster)
+        after = await self.traffic()
+        return {name: after[name].up_bytes - before[name].up_bytes for name in self.links}
 
 
-async def launched_and_stopped(
-    cluster: Cluster, model: Path, **spec: Any
-) -> dict[str, dict[str, Any]]:
-    return await stopped(cluster, await launched(cluster, model, **spec))
-
-
-def sent_bytes(links: dict[str, dict[str, Any]]) -> int:
-    return sum(int(link["sent_bytes"]) for link in links.values())
-
-
-async def agent_behind(
-    cluster: Cluster, stack: contextlib.AsyncExitStack, name: str, **shape: Any
-) -> Link:
-    """An agent whose link the main host reaches through an emulated one."""
-    reservation = ports.reserve("127.0.0.1")
-    stack.callback(reservation.release)
-    link = await stack.enter_async_context(emulated_link(reservation.port, **shape))
-    place = ["--link-port", str(reservation.port), "--link-address", f"127.0.0.1:{link.port}"]
-    await cluster.agent(name, *place)
-    return link
+@pytest.fixture
+async def wired(cluster: Cluster) -> AsyncIterator[Wired]:
+    """A supervisor, and agents to come."""
+    await cluster.supervisor(heartbeat_s=0.5, retry_first_s=0.2)
+    async with contextlib.AsyncExitStack() as stack:
+        yield Wired(cluster, stack)
 
 
 # -- connections -----------------------------------------------------------------------------------
@@ -154,22 +180,19 @@ async def test_however_often_llama_server_connects_the_rpc_server_sees_one_conne
 
 
 async def test_a_far_worker_is_ready_in_half_of_the_direct_time_and_then_in_a_quarter(
-    cluster: Cluster, engine: EngineFacts, demo_model: Path, tmp_path: Path
+    wired: Wired, engine: EngineFacts, demo_model: Path, tmp_path: Path
 ) -> None:
-    await cluster.supervisor(**QUICK)
-    async with contextlib.AsyncExitStack() as stack:
-        for name in ("one", "two"):
-            await agent_behind(cluster, stack, name, one_way_delay_s=ONE_WAY_S)
-        took_s = []
-        for _ in range(2):
-            asked_s = time.monotonic()
-            deployment = await launched(cluster, demo_model)
-            in_all_s = time.monotonic() - asked_s
-            record = await record_of(cluster, deployment)
-            steps = {step["name"]: step["took_s"] for step in record["timeline"]}
-            took_s.append(sum(steps[name] for name in ("connected", "loaded", "first token")))
-            print(f"link: {in_all_s:.2f} s from the request, {took_s[-1]:.2f} s from the start")
-            await stopped(cluster, deployment)
+    await asyncio.gather(*(wired.join(n, one_way_delay_s=ONE_WAY_S) for n in ("one", "two")))
+    took_s = []
+    for _ in range(2):
+        asked_s = time.monotonic()
+        deployment = await launched(wired.cluster, demo_model)
+        in_all_s = time.monotonic() - asked_s
+        record = await record_of(wired.cluster, deployment)
+        steps = {step["name"]: step["took_s"] for step in record["timeline"]}
+        took_s.append(sum(steps[name] for name in ("connected", "loaded", "first token")))
+        print(f"link: {in_all_s:.2f} s from the request, {took_s[-1]:.2f} s from the start")
+        await stop(wired.cluster)
     direct_s = await direct_seconds(engine, record["argv"], tmp_path)
     print(f"direct: {direct_s:.2f} s; shares {[round(each / direct_s, 3) for each in took_s]}")
     assert took_s[1] <= direct_s / 4
@@ -181,7 +204,8 @@ async def direct_seconds(engine: EngineFacts, argv: list[str], folder: Path) -> 
     async with contextlib.AsyncExitStack() as stack:
         endpoints = []
         for name in ("a", "b"):
-            port = await stack.enter_async_context(rpc_server(engine, folder / f"direct-{name}.log"))
+            log = folder / f"direct-{name}.log"
+            port = await stack.enter_async_context(rpc_server(engine, log))
             relay = await stack.enter_async_context(emulated_link(port, one_way_delay_s=ONE_WAY_S))
             endpoints.append(f"127.0.0.1:{relay.port}")
         reservation = ports.reserve("127.0.0.1")
@@ -207,45 +231,52 @@ def weights_by_layer(model: Path) -> Counter[int]:
 
 
 async def test_a_relaunch_sends_what_a_device_never_had_and_nothing_else(
-    cluster: Cluster, large_model: Path
+    wired: Wired, large_model: Path
 ) -> None:
-    await cluster.supervisor(**QUICK)
-    agents = [await cluster.agent(name) for name in ("one", "two")]
-    first = await launched_and_stopped(cluster, large_model, split=LAUNCH_SPLIT)
-    slack_bytes = LATE_SHARE * sent_bytes(first)
-    assert sent_bytes(first) > 20_000_000
+    await asyncio.gather(wired.join("one"), wired.join("two"))
+    layers = weights_by_layer(large_model)
+    first = await wired.given(large_model, split=[6, 3])
+    most_bytes = LATE_SHARE * sum(first.values())
+    assert sum(first.values()) > sum(layers.values())
 
-    again = await launched_and_stopped(cluster, large_model, split=LAUNCH_SPLIT)
-    print(f"second launch: {sent_bytes(again)} bytes, {sent_bytes(again) / sent_bytes(first):.3%}")
-    assert sent_bytes(again) < slack_bytes
+    again = await wired.given(large_model, split=[6, 3])
+    assert sum(again.values()) < most_bytes
 
-    other = await launched_and_stopped(cluster, large_model, split=[3, 6])
-    new_bytes = sum(weights_by_layer(large_model)[layer] for layer in (3, 4, 5))
-    print(f"other split: {sent_bytes(other)} bytes, {new_bytes} new")
-    assert other["one"]["sent_bytes"] < slack_bytes
-    assert new_bytes < other["two"]["sent_bytes"] < new_bytes + slack_bytes
+    other = await wired.given(large_model, split=[3, 6])
+    new_bytes = sum(layers[layer] for layer in (3, 4, 5))
+    assert other["one"] < most_bytes
+    assert new_bytes < other["two"] < new_bytes + most_bytes
 
-    # Both again, with agents that have just been started.
-    for agent in agents:
-        await asyncio.to_thread(agent.stop)
-    for name in ("one", "two"):
-        await cluster.agent(name)
-    restarted = await launched_and_stopped(cluster, large_model, split=[3, 6])
-    print(f"after a restart of the agents: {sent_bytes(restarted)} bytes")
-    assert sent_bytes(restarted) < slack_bytes
-    moved = await launched_and_stopped(cluster, large_model, split=[8, 1])
-    new_bytes = sum(weights_by_layer(large_model)[layer] for layer in (6, 7))
-    assert new_bytes < moved["one"]["sent_bytes"] < new_bytes + slack_bytes
-    assert moved["two"]["sent_bytes"] < slack_bytes
+    await asyncio.gather(*map(wired.restart, wired.agents))
+    restarted = await wired.given(large_model, split=[3, 6])
+    assert sum(restarted.values()) < most_bytes
+
+    moved = await wired.given(large_model, split=[8, 1])
+    new_bytes = sum(layers[layer] for layer in (6, 7))
+    assert new_bytes < moved["one"] < new_bytes + most_bytes
+    assert moved["two"] < most_bytes
+    for what, sent in (
+        ("again", again),
+        ("other split", other),
+        ("agents restarted", restarted),
+        ("yet another split", moved),
+    ):
+        print(f"{what}: {sent} bytes, {sum(sent.values()) / sum(first.values()):.3%} of the first")
 
 
 async def test_a_launch_that_repairs_itself_sends_no_weights_again(
-    cluster: Cluster, large_model: Path
+    wired: Wired, large_model: Path
 ) -> None:
-    await cluster.supervisor(**QUICK)
-    await asyncio.gather(*(cluster.agent(name) for name in ("one", "two")))
+    cluster = wired.cluster
+    await asyncio.gather(wired.join("one"), wired.join("two"))
     before = await launched(cluster, large_model)
-    device = await cluster.device_state("two", "ready")
+    first = await wired.traffic()
+
+    async def is_heard_of() -> dict[str, Any] | None:
+        device = await cluster.device("two")
+        return device if device and device["rpc_server"]["state"] == "ready" else None
+
+    device = await eventually(is_heard_of, within_s=10, what="a heartbeat with the rpc-server")
     os.kill(device["rpc_server"]["pid"], signal.SIGKILL)
 
     async def is_repaired() -> dict[str, Any] | None:
@@ -253,11 +284,12 @@ async def test_a_launch_that_repairs_itself_sends_no_weights_again(
         is_new = now["launch_id"] != before["launch_id"]
         return now if now["state"] == "ready" and is_new else None
 
-    after = await eventually(is_repaired, within_s=30, what="the launch is repeated")
-    first = {link["device"]: link for link in (await record_of(cluster, before))["links"]}
-    again = await stopped(cluster, after)
-    print(f"repaired: {sent_bytes(again)} bytes after {sent_bytes(first)}")
-    assert sent_bytes(again) < LATE_SHARE * sent_bytes(first)
+    await eventually(is_repaired, within_s=30, what="the launch is repeated")
+    second = await wired.traffic()
+    first_bytes = sum(each.up_bytes for each in first.values())
+    more_bytes = sum(each.up_bytes for each in second.values()) - first_bytes
+    print(f"repaired: {more_bytes} bytes, {more_bytes / first_bytes:.3%} of the first")
+    assert more_bytes < LATE_SHARE * first_bytes
 
 
 # -- output ----------------------------------------------------------------------------------------
@@ -268,14 +300,14 @@ async def test_the_output_is_that_of_a_direct_launch_the_first_time_and_the_seco
 ) -> None:
     answers = []
     for transport in ("direct", "link", "link"):
-        deployment = await launched(pair, random_model, transport=transport)
+        await launched(pair, random_model, transport=transport)
         answers.append(
             [
                 await pair.complete("The quick brown fox", tokens=48),
                 await pair.complete("The river is wide and " * 30, tokens=16),
             ]
         )
-        await stopped(pair, deployment)
+        await stop(pair)
     assert answers[0] == answers[1] == answers[2]
     assert all(answers[0])
 
@@ -366,7 +398,8 @@ async def test_another_launch_is_refused_at_once_and_told_who_has_the_device(
 ) -> None:
     await cluster.supervisor()
     await cluster.agent("one")
-    await launched_and_stopped(cluster, demo_model)
+    await launched(cluster, demo_model)
+    await stop(cluster)
     deployment = await launched(cluster, demo_model)
     device = await cluster.device_state("one", "ready")
     own, main_host = deployment["launch_id"], (await record_of(cluster, deployment))["main_host"]
@@ -385,3 +418,58 @@ async def test_another_launch_is_refused_at_once_and_told_who_has_the_device(
     assert time.monotonic() - started_s < 5
     assert await cluster.complete(tokens=8), "it is not disturbed"
     assert await accepted(cluster, "one") == 2
+
+
+# -- addresses -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("listens_on", "is_reached_at"),
+    [("::1", ""), ("::1", "[::1]"), ("127.0.0.1", "localhost")],
+)
+async def test_a_link_leads_to_an_ipv6_address_or_a_name(
+    cluster: Cluster, demo_model: Path, listens_on: str, is_reached_at: str
+) -> None:
+    reservation = ports.reserve("127.0.0.1")
+    port = str(reservation.port)
+    await cluster.supervisor()
+    place = ["--link-address", f"{is_reached_at}:{port}"] if is_reached_at else []
+    await cluster.agent("one", "--host", listens_on, "--link-port", port, *place)
+    deployment = await launched(cluster, demo_model)
+    (worker,) = (await record_of(cluster, deployment))["workers"]
+    assert worker["link"] == f"{is_reached_at or '[::1]'}:{port}"
+    assert worker["host"] == "127.0.0.1", "llama-server sees loopback only"
+    assert (await cluster.complete(tokens=64)).strip() in SENTENCE
+    reservation.release()
+
+
+# -- sending ahead ---------------------------------------------------------------------------------
+
+
+async def test_both_workers_receive_their_weights_at_the_same_time(
+    wired: Wired, large_model: Path
+) -> None:
+    """llama-server fills one worker after the other; what is sent ahead does not wait for that."""
+    rate = 5e6
+    await asyncio.gather(*(wired.join(n, rate_bytes_per_s=(rate, 0)) for n in ("one", "two")))
+    cluster = wired.cluster
+    answer = await cluster.launch(large_model, split=[4, 5])
+    assert answer.status_code == 201, answer.text
+    asked_s = time.monotonic()
+    looks: list[dict[str, dict[str, Any]]] = []
+
+    async def is_ready() -> bool:
+        deployment = (await cluster.http.get("/api/deployments/test")).json()
+        looks.append({link["device"]: link for link in deployment["links"]})
+        assert deployment["state"] != "failed", deployment["reason"]
+        return bool(deployment["state"] == "ready")
+
+    await eventually(is_ready, within_s=60, what="the launch")
+    took_s = time.monotonic() - asked_s
+    traffic = await wired.traffic()
+    alone_s = {name: each.up_bytes / rate for name, each in traffic.items()}
+    print(f"ready after {took_s:.2f} s; what each received takes {alone_s} s")
+    seeded = [[link["seeded_bytes"] for link in look.values()] for look in looks if look]
+    print(seeded[:: max(len(seeded) // 8, 1)])
+    assert any(0 < one < seeded[-1][0] and 0 < two < seeded[-1][1] for one, two in seeded)
+    assert took_s < sum(alone_s.values())

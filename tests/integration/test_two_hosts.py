@@ -1,6 +1,7 @@
 """A main host and a worker with addresses of their own: two network namespaces and one cable."""
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -294,14 +295,17 @@ async def test_the_agent_obeys_the_supervisor_alone(hosts: TwoHosts) -> None:
     await hosts.up()
     device = await hosts.join()
     facts = f"https://{worker.address}:{device['rest_port']}/facts"
-    for host in (main, worker):
-        done = await host.curl("-k", facts)
-        assert done.returncode in CURL_TLS_FAILURES, (done.returncode, done.stderr)
+    link = f"https://{worker.address}:{device['link_port']}/"
+    for host, url in itertools.product((main, worker), (facts, link)):
+        done = await host.curl("-k", url)
+        assert done.returncode in CURL_TLS_FAILURES, (url, done.returncode, done.stderr)
         assert done.stdout == ""
     # Another device's certificate is valid too, and still no licence to command.
     own = hosts.cluster.folder / "worker" / "identity"
     device_pair: list[str | Path] = ["--cert", own / "agent.crt", "--key", own / "agent.key"]
     assert await main.status("-k", *device_pair, facts) == 403
+    done = await main.curl("-k", *device_pair, link)
+    assert done.returncode in CURL_TLS_FAILURES, (done.returncode, done.stderr)
     authority = hosts.cluster.folder / "supervisor" / "authority"
     its_pair: list[str | Path] = [
         "--cert",

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from link_runs import (
     LOOPBACK,
     SIZES,
+    UNSHAPED,
     Bench,
     Linked,
     Model,
@@ -56,11 +57,20 @@ Samples = dict[str, list[float]]
 """Figures by what was run, in the order of the pairs."""
 
 WORKERS = 2
+NOBODY, BYSTANDER, WORKER = "nobody", "bystander", "worker-0"
+CALLED = {
+    NOBODY: "nobody",
+    BYSTANDER: "an agent without part in the launch",
+    WORKER: "a worker of the launch",
+}
+"""Whom strangers call, as devices are named and for people."""
+
 WARM_TOKENS = 2
 SETTLE_S = 2.0
 """From the first strangers to the request that they shall disturb."""
 
 STRANGERS_START_S = 30.0
+STRANGERS_END_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +319,8 @@ async def _load_linked(linked: Linked, model: Model, launch: str, samples: Sampl
     ready = await linked.launch(model)
     links = await linked.stop(ready)
     samples[f"{launch}_s"].append(ready.took_s)
-    samples[f"{launch}_request_to_ready_s"].append(ready.asked_s)
+    for step, took_s in ready.steps.items():
+        samples[f"{launch}_step_{step}_s"].append(took_s)
     samples[f"{launch}_sent_bytes"].append(sum(link["sent_bytes"] for link in links))
     samples[f"{launch}_relayed_bytes"].append(ready.up_bytes)
 
@@ -336,32 +347,32 @@ def _load_rows(scenario: Scenario, model: Model, samples: Samples) -> list[list[
 async def strangers(bench: Bench, options: argparse.Namespace) -> Report:
     """Speed of a long answer while others than the main host call a worker's far end.
 
-    The strangers run on the same machine, at the lowest priority; what it takes to be one of them
-    is part of what they cost.
+    The strangers run on the same machine, at the lowest priority, and whoever throws them out takes
+    processor time too. So they also call an agent that has no part in the launch: what that costs
+    is the machine's, and the rest of the drop is due to the far end that they share with it.
     """
     model = await bench.model(options.size)
     found = Speeds(model.label)
-    tries: list[dict[str, float]] = []
+    calls: list[dict[str, float]] = []
     async with bench.cluster(WORKERS) as linked:
+        await linked.join(BYSTANDER, UNSHAPED, serves=False)
         ctx_tokens = max(512, options.prompt + options.tokens + 8)
         async with _launched(linked, model, ctx_tokens, found.links) as ready:
-            name = next(iter(linked.agents))
-            agent = psutil.Process(linked.agents[name].process.pid)
-            before = _held(agent)
+            agent = psutil.Process(linked.agents[WORKER].process.pid)
             await ask(ready.port, options.prompt, WARM_TOKENS)
+            before = _held(agent)
+            targets = {NOBODY: 0} | {n: linked.link_ports[n] for n in (BYSTANDER, WORKER)}
             for number in range(options.pairs):
-                for kind in in_turn(("alone", "besieged"), number):
-                    async with AsyncExitStack() as stack:
-                        if kind == "besieged":
-                            siege = _strangers(bench, linked.link_ports[name], options, tries)
-                            await stack.enter_async_context(siege)
+                for name in in_turn(list(targets), number):
+                    async with _strangers(bench, targets[name], options, calls):
                         answer = await ask(ready.port, options.prompt, options.tokens)
-                    found.decode[kind].append(answer.decode_tokens_per_s)
+                    found.decode[name].append(answer.decode_tokens_per_s)
                     found.answers.add(answer.text)
-                say(f"{found.model}: { {k: f'{v[-1]:.2f}' for k, v in found.decode.items()} }")
+                last = {name: f"{found.decode[name][-1]:.2f}" for name in targets}
+                say(f"{found.model}: {last} tokens/s")
             await asyncio.sleep(SETTLE_S)
-            after = _held(agent)
-    return _strangers_report(found, tries, {"before": before, "after": after}, options)
+            held = {"before": before, "after": _held(agent)}
+    return _strangers_report(found, calls, held, options)
 
 
 def _held(agent: psutil.Process) -> dict[str, float]:
@@ -376,9 +387,12 @@ def _held(agent: psutil.Process) -> dict[str, float]:
 
 @asynccontextmanager
 async def _strangers(
-    bench: Bench, port: int, options: argparse.Namespace, tries: list[dict[str, float]]
+    bench: Bench, port: int, options: argparse.Namespace, calls: list[dict[str, float]]
 ) -> AsyncIterator[None]:
-    """A program full of them; how often they called per second is added to ``tries``."""
+    """A program full of them; how often they called per second is added to ``calls``."""
+    if not port:
+        yield
+        return
     words = ["besiege", str(port), str(bench.folder()), str(options.clients), str(options.pause_s)]
     running = await asyncio.create_subprocess_exec(
         *(sys.executable, __file__, *words),
@@ -387,13 +401,15 @@ async def _strangers(
         process_group=0,  # Ctrl-C is for us; we end it in order
     )
     try:
+        assert running.stdin is not None
         assert running.stdout is not None
         async with asyncio.timeout(STRANGERS_START_S):
             await running.stdout.readline()
         await asyncio.sleep(SETTLE_S)
         yield
-        output, _ = await running.communicate()  # which ends its stdin
-        tries.append(json.loads(output))
+        running.stdin.close()
+        async with asyncio.timeout(STRANGERS_END_S):
+            calls.append(json.loads(await running.stdout.read()))
     finally:
         if running.returncode is None:
             running.kill()
@@ -402,24 +418,25 @@ async def _strangers(
 
 def _strangers_report(
     found: Speeds,
-    tries: Sequence[Mapping[str, float]],
+    calls: Sequence[Mapping[str, float]],
     held: Mapping[str, Mapping[str, float]],
     options: argparse.Namespace,
 ) -> Report:
-    of_medians, of_pairs = ratios(found.decode["besieged"], found.decode["alone"])
-    medians = [f"{statistics.median(found.decode[kind]):.2f}" for kind in ("alone", "besieged")]
-    drops = [f"{100 * (1 - ratio):.1f} %" for ratio in (of_medians, of_pairs)]
-    head = ["model", "clients", "tokens/s alone, median", "besieged, median", "drop of the medians"]
-    head += ["median drop of the pairs", "goal"]
-    row = [found.model, str(options.clients), *medians, *drops, "< 5 %"]
-    rates = {kind: statistics.median(each[kind] for each in tries) for kind in tries[0]}
+    rows = []
+    for name, speeds in ((name, found.decode[name]) for name in CALLED):
+        drops = [f"{100 * (1 - r):.1f} %" for r in ratios(speeds, found.decode[NOBODY])]
+        goal = "< 5 %" if name == WORKER else ""
+        rows.append([found.model, CALLED[name], f"{statistics.median(speeds):.2f}", *drops, goal])
+    head = ["model", f"{options.clients} strangers call", "tokens/s, median"]
+    head += ["drop of the medians", "median drop of the pairs", "goal"]
+    rates = {kind: statistics.median(each[kind] for each in calls) for kind in calls[0]}
     said = ", ".join(f"{kind} {rate:.0f}" for kind, rate in rates.items())
     same = "all answers are the same" if len(found.answers) == 1 else "THE ANSWERS DIFFER"
     now, then = held["after"], held["before"]
     remarks = [f"* calls per second: {said}; {same}."]
-    remarks += [f"* agent, {what}: {then[what]} → {now[what]}." for what in then]
-    text = "\n".join([table(head, [row]), "", *remarks])
-    return Report(text, found.figures | {"calls_per_s": tries, "agent": held})
+    remarks += [f"* agent of the worker, {what}: {then[what]} → {now[what]}." for what in then]
+    text = "\n".join([table(head, rows, left=2), "", *remarks])
+    return Report(text, found.figures | {"calls_per_s": calls, "agent": held})
 
 
 PART_OF_A_HELLO = bytes.fromhex("160301020001")

@@ -133,8 +133,8 @@ class Ready:
     took_s: float
     argv: list[str] = field(default_factory=list)
     launch_id: int = 0
-    asked_s: float = 0.0
-    """From the request to READY, first token included."""
+    steps: dict[str, float] = field(default_factory=dict)
+    """All of the launch's timeline, from the request to the first token."""
     up_bytes: int = 0
     """Towards the workers, where relays count them."""
 
@@ -208,13 +208,18 @@ class Bench:
             up_bytes = sum([await each.up_bytes() for each in bare])
             yield Ready(reservation, took_s, own, up_bytes=up_bytes)
 
-    async def _bare(self, stack: AsyncExitStack, folder: Path, number: int, wire: Wire) -> "_Bare":
+    async def rpc_server(self, stack: AsyncExitStack, folder: Path, name: str) -> int:
+        """Port of one that answers."""
         port = _reserved(stack)
         argv = rpc_server_argv(self.engine.rpc_server, LOOPBACK, port, 1, [])
-        await self._started(stack, f"rpc-server-{number}", argv, folder)
+        await self._started(stack, f"rpc-server {name}", argv, folder)
         async with asyncio.timeout(START_S):
             while (await probe(LOOPBACK, port, deadline_s=2)).outcome is not Outcome.READY:
                 await asyncio.sleep(POLL_S)
+        return port
+
+    async def _bare(self, stack: AsyncExitStack, folder: Path, number: int, wire: Wire) -> "_Bare":
+        port = await self.rpc_server(stack, folder, str(number))
         if wire == UNSHAPED:
             return _Bare(port, None)
         link = await stack.enter_async_context(wire.to(port))
@@ -250,13 +255,17 @@ class Linked:
 
     def __init__(self, cluster: Cluster, stack: AsyncExitStack) -> None:
         self.cluster = cluster
+        self.workers: list[str] = []
         self.agents: dict[str, Program] = {}
         self.link_ports: dict[str, int] = {}
         self._stack = stack
         self._relays: list[Link] = []
         self._places: dict[str, list[str]] = {}
 
-    async def join(self, name: str, wire: Wire) -> None:
+    async def join(self, name: str, wire: Wire, *, serves: bool = True) -> None:
+        """Add an agent; launches use it if it ``serves``."""
+        if serves:
+            self.workers.append(name)
         port = self.link_ports[name] = _reserved(self._stack)
         models = str(self.cluster.folder / "no-models")
         self._places[name] = ["--link-port", str(port), "--models", models]
@@ -288,8 +297,8 @@ class Linked:
             "model": str(model.path),
             "name": NAME,
             "ctx_tokens": ctx_tokens,
-            "order": list(self.agents),
-            "split": model.size.split(len(self.agents)),
+            "order": self.workers,
+            "split": model.size.split(len(self.workers)),
         }
         answer = await self.cluster.http.post("/api/deployments", json=spec)
         if answer.status_code != 201:
@@ -302,7 +311,7 @@ class Linked:
             sum(took_s[name] for name in STEPS),
             record["argv"],
             deployment["launch_id"],
-            record["timeline"][-1]["at_s"],
+            took_s,
             await self._up_bytes() - before_bytes,
         )
 

@@ -124,6 +124,10 @@ class Links(Protocol):
 
     def stats(self) -> Mapping[AgentId, LinkStats]: ...
 
+    async def fresh(self) -> None:
+        """Make ``stats`` as of now, if that is possible at once."""
+        ...
+
     async def changed(self) -> None: ...
 
     def raise_if_lost(self) -> None:

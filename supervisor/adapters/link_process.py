@@ -26,6 +26,7 @@ _START_S: Final = 15.0
 _FIRST_PAUSE_S: Final = 0.002
 _LONGEST_PAUSE_S: Final = 0.1
 _GRACE_S: Final = 3.0
+_FRESH_S: Final = 0.5
 _NEXT_SPARE_S: Final = 3.0
 _REAP_S: Final = 2.0
 _LINE_BYTES: Final = 4 << 20
@@ -106,6 +107,15 @@ class LinkProcess:
     def stats(self) -> Mapping[AgentId, LinkStats]:
         """The last word on every link."""
         return self._stats
+
+    async def fresh(self) -> None:
+        """Ask for its word now, and wait a moment for it; what is known has to do else."""
+        if self._writer is None or not self.is_alive:
+            return
+        self._writer.write(b'{"tell": true}\n')
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FRESH_S):
+                await self.changed()
 
     async def changed(self) -> None:
         """Return at its next word, or its end."""

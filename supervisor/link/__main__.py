@@ -21,7 +21,7 @@ from typing import Any, Final
 from agents import log as logs
 from agents import tls
 from agents.contract import read
-from agents.errors import BadMessage, ProjectError
+from agents.errors import BadMessage, LinkLost, ProjectError
 from supervisor.link.job import LOST, LinkJob, LinkStats, WorkerJob
 from supervisor.link.model_chunks import ModelChunks
 from supervisor.link.near_end import NearEnd
@@ -44,7 +44,7 @@ class LinkProcess:
         self._listeners: set[asyncio.StreamWriter] = set()
         self._changed = asyncio.Event()
         self._alone_since_s = time.monotonic()
-        self._has_job = False
+        self._has_job = self._was_heard = False
         self.over = asyncio.Event()
 
     async def run(self, path: Path) -> None:
@@ -62,12 +62,15 @@ class LinkProcess:
                 near_end.close()
             for writer in self._listeners:
                 writer.close()
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+                path.parent.rmdir()
 
     # -- the supervisor --------------------------------------------------------------------
 
     async def _hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._listeners.add(writer)
+        self._was_heard = True
         try:
             writer.write(self._line())
             while line := await reader.readline():
@@ -82,7 +85,8 @@ class LinkProcess:
     def _obey(self, message: dict[str, Any]) -> None:
         if "job" in message and not self._has_job:
             self._has_job = True
-            self._starting = asyncio.create_task(self._start(read(LinkJob, message["job"])))
+            self._starting = asyncio.create_task(self._start_all(read(LinkJob, message["job"])))
+        self._changed.set()  # whoever says something wants to hear how it stands
 
     async def _tell(self) -> None:
         """Send the state to whoever listens: when it changes, and now and then."""
@@ -103,7 +107,7 @@ class LinkProcess:
         """Neither supervisor nor llama-server has been here for a while."""
         if self._listeners:
             return False
-        patience_s = _ALONE_S if self._has_job else 0.0
+        patience_s = _ALONE_S if self._has_job or not self._was_heard else 0.0
         if any(near_end.is_used for near_end in self._near_ends):
             self._alone_since_s = time.monotonic()
         return time.monotonic() - self._alone_since_s > patience_s
@@ -114,6 +118,14 @@ class LinkProcess:
         return json.dumps({"pid": os.getpid(), "links": links}).encode() + b"\n"
 
     # -- the job ---------------------------------------------------------------------------
+
+    async def _start_all(self, job: LinkJob) -> None:
+        """Nothing that goes wrong may leave the supervisor waiting."""
+        try:
+            await self._start(job)
+        except (OSError, ValueError) as exc:
+            for worker in job.workers:
+                self._fail(worker.agent_id, LinkLost(f"the links cannot be made: {exc}"))
 
     async def _start(self, job: LinkJob) -> None:
         context = tls.client_context(

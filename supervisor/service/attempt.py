@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from agents import environment, ports
 from agents.contract import EngineFacts
-from agents.errors import EngineMissing, EngineWithoutRpc, ProjectError
+from agents.errors import EngineMissing, EngineWithoutRpc, LinkLost, ProjectError
 from agents.logfile import tail
 from agents.process import describe_exit
 from supervisor.core.commands import llama_server_argv, shell_command
@@ -120,6 +120,8 @@ class Attempt:
 
     async def close(self, outcome: str, error: ProjectError | None = None) -> None:
         """End llama-server, then the workers; complete the record. Leaves nothing running."""
+        if self._links is not None:
+            await self._links.fresh()
         links = self._look()
         if self._process is not None and self._workers is not None:
             self._memory.at_the_end(await self._workers.statuses_soon())
@@ -315,6 +317,8 @@ class Attempt:
         A short load is over before anybody has looked at it; nothing of it is freed yet.
         """
         statuses = await workers.statuses_soon()
+        if self._links is not None:
+            await self._links.fresh()
         self._memory.while_loading(statuses)
         self._memory.when_ready(statuses)
         await self._save_noted(memory=self._memory.record(), links=self._look())
@@ -357,6 +361,9 @@ class Attempt:
             self._links.raise_if_lost()
         if self._workers is not None and (lost := await self._workers.witness(phase)) is not None:
             return lost
+        for stats in self._links.stats().values() if self._links is not None else ():
+            if stats.detail:  # the link stands, but the rpc-server behind it hung up
+                return LinkLost(stats.detail)
         how = describe_exit(self._process.exit_status)
         lines = await asyncio.to_thread(tail, self._process.log_path, 80)
         return explain_exit(how, lines, phase)

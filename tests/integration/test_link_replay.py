@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import random
 import struct
 from pathlib import Path
@@ -97,7 +98,6 @@ async def test_a_living_session_is_the_same_on_both_sides_of_a_link(
                 ):
                     await server.complete("the river " * 100, 8)
                     await server.complete("and now", 8)
-            for c in beyond.connections: print([str(x) for x in exchanges(c)][:12], len(exchanges(c)))
             [connection] = beyond.connections
             hello, *rest = exchanges(connection)
             assert hello.request == hello_request()
@@ -110,7 +110,7 @@ async def test_a_living_session_is_the_same_on_both_sides_of_a_link(
 def pieces(data: bytes, rng: random.Random) -> list[bytes]:
     """Cut somewhere."""
     cuts = sorted({0, len(data), *(rng.randrange(len(data)) for _ in range(7))})
-    return [data[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 class Stranger:

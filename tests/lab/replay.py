@@ -208,9 +208,8 @@ async def replayed(recorded: Recorded, port: int) -> bytes:
                         await writer.drain()
                     else:
                         heard += await reader.readexactly(len(data))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.05):
-                heard += await reader.read(CHUNK_BYTES)
+                writer.write_eof()
+                heard += await reader.read()
     finally:
         writer.close()
         await writer.wait_closed()

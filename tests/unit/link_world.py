@@ -196,7 +196,7 @@ class RpcStandIn:
             (reply_bytes,) = struct.unpack_from("<Q", body, 304)
         if reply_bytes is None:
             return b""
-        return reply(pattern(min(reply_bytes, 1 << 20), command).ljust(reply_bytes))
+        return reply((pattern(256, command) * (reply_bytes // 256 + 1))[:reply_bytes])
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ import pytest
 from link_world import RpcStandIn, Spoken, Wire, feed, rpc_stand_in, spoken, until
 from made_chunks import PLENTY_BYTES, flip, made, path_of
 from peers import peer, script
-from rpc_talk import SEVEN, T, exchange, framed, hello_of, hello_reply_of, reply
+from rpc_talk import SEVEN, T, framed, get_tensor, hello_of, hello_reply_of, pattern, reply
 
 from agents.chunk_store import ChunkStore
 from agents.chunks import ChunkName, chunk_name
@@ -125,7 +125,7 @@ async def test_order_is_kept_whatever_the_order_in_which_chunks_come(seed: int) 
         assert told.written == list(range(12))
         assert upstream.queued_bytes == 0
         assert all(chunk.data is None for chunk, _ in given), "what was written is let go"
-        await until(lambda: told.answers == reply(bytes([15 * 31 + i & 255 for i in range(4)])) * 12)
+        await until(lambda: told.answers == reply(pattern(4, Command.DEVICE_COUNT)) * 12)
         assert not told.ends
 
 
@@ -157,10 +157,9 @@ async def test_a_missing_chunk_holds_back_what_is_behind_it_and_nothing_else() -
 async def test_answers_pass_in_frames_and_the_time_stands_on_the_first_bytes() -> None:
     async with rpc_stand_in() as server, upstream_to(server.port) as (upstream, told):
         size = 3 * DATA_BYTES + 5
-        asked = exchange(SEVEN, Command.GET_TENSOR, size)
-        upstream.write(framed(asked.command, asked.body))
+        upstream.write(framed(Command.GET_TENSOR, get_tensor(size)))
         await until(lambda: len(told.answers) == 8 + size)
-        assert told.answers == reply(asked.reply or b"")
+        assert told.answers == reply(pattern(256, Command.GET_TENSOR) * 3 * KIB + pattern(5, 8))
         assert max(told.sizes) <= DATA_BYTES
         assert told.took[0] > 0
         assert not any(told.took[1:])
@@ -573,9 +572,8 @@ async def test_a_client_that_hangs_up_ends_the_rpc_servers_connection_too(tmp_pa
 
 async def test_a_full_link_stops_the_answers_of_the_rpc_server(tmp_path: Path) -> None:
     async with visit(tmp_path) as seen:
-        asked = exchange(SEVEN, Command.GET_TENSOR, 40 * MIB)
         seen.session.link.pause_writing()
-        seen.say(Kind.DATA, framed(asked.command, asked.body))
+        seen.say(Kind.DATA, framed(Command.GET_TENSOR, get_tensor(40 * MIB)))
         await asyncio.sleep(0.2)
         assert 0 < len(seen.wire.written) < 2 * MIB
         seen.session.link.resume_writing()

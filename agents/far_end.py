@@ -29,6 +29,8 @@ MOST_SESSIONS: Final = 8
 _HELLO_S: Final = 5.0
 _WORKER_S: Final = 30.0
 """For the rpc-server of a launch that calls before its agent was told to start it."""
+_TAKEOVER_S: Final = 2.0
+"""The same while another launch has the device: it is likelier refused than next."""
 _ACCEPT_PAUSE_S: Final = 0.1
 
 
@@ -147,7 +149,8 @@ class FarEnd:
         store = Welcome(stored_chunks=usage.chunks, stores=usage.cap_bytes > 0)
         if hello.launch == 0:
             return Admission(0, store)
-        status = await self._rpc_server.wait_for(hello.launch, _WORKER_S)
+        wait_s = _WORKER_S if self._holder is None else _TAKEOVER_S
+        status = await self._rpc_server.wait_for(hello.launch, wait_s)
         self._refuse_unless_its(hello, status)
         if self._holder is not None:
             assert self._holder.hello is not None

@@ -33,6 +33,7 @@ _U32: Final = struct.Struct("<I")
 _REF: Final = struct.Struct(f"<I{NAME_BYTES}s")
 _BEAT: Final = struct.Struct("<QQQ")
 _OPEN: Final = struct.Struct("<I?")
+_BASE: Final = struct.Struct("<QQ")
 
 
 class Kind(IntEnum):
@@ -54,6 +55,7 @@ class Kind(IntEnum):
     HELD = 14  # far: one byte for each offered chunk, 1 if it is here
     SEED = 15  # near: name and bytes of a chunk to store
     STORED = 16  # far: name of a chunk that was sent as a seed, and whether it is here now
+    BASE = 17  # far: handle and base address of a buffer, before the ANSWER that tells the handle
 
 
 _MOST_BYTES: Final[Mapping[int, int]] = {
@@ -73,6 +75,7 @@ _MOST_BYTES: Final[Mapping[int, int]] = {
     Kind.HELD: OFFERED_CHUNKS,
     Kind.SEED: NAME_BYTES + CHUNK_BYTES,
     Kind.STORED: NAME_BYTES + 1,
+    Kind.BASE: _BASE.size,
 }
 MOST_FRAME_BYTES: Final = HEADER_BYTES + max(_MOST_BYTES.values())
 
@@ -264,6 +267,14 @@ def read_stored(body: memoryview) -> tuple[ChunkName, bool]:
     if len(body) != NAME_BYTES + 1:
         raise LinkFraming(f"a STORED of {len(body)} bytes, {NAME_BYTES + 1} belong there")
     return ChunkName(bytes(body[:NAME_BYTES])), bool(body[NAME_BYTES])
+
+
+def pack_base(handle: int, base: int) -> bytes:
+    return _BASE.pack(handle, base)
+
+
+def read_base(body: memoryview) -> tuple[int, int]:
+    return _BASE.unpack(_exact(body, _BASE, Kind.BASE))
 
 
 def _exact(body: memoryview, layout: struct.Struct, kind: Kind) -> memoryview:

@@ -20,6 +20,7 @@ from agents.link_frames import (
     Kind,
     Refused,
     Welcome,
+    pack_base,
     pack_json,
     pack_need,
     pack_number,
@@ -212,6 +213,10 @@ class Session:
         self.link.send(Kind.ANSWER, data, head=pack_number(min(int(took_s * 1e6), 2**32 - 1)))
         if self.link.is_full and self._upstream is not None:
             self._upstream.pause_answers()
+
+    def on_base(self, handle: int, base: int) -> None:
+        """Known before it is asked for, which saves a round trip per buffer."""
+        self.link.send(Kind.BASE, pack_base(handle, base))
 
     def _on_link_room(self) -> None:
         if self._upstream is not None:

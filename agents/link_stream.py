@@ -62,7 +62,7 @@ class LinkStream(asyncio.BufferedProtocol):
         self.is_full = False
         self.is_over = False
         self.round_trip_s: float | None = None
-        self.longest_round_trip_s = 0.0
+        self.shortest_round_trip_s: float | None = None
         self.sent_bytes = 0
         self.received_bytes = 0
 
@@ -93,7 +93,7 @@ class LinkStream(asyncio.BufferedProtocol):
     @property
     def limit_s(self) -> float:
         """How long the other end may be silent now."""
-        return max(self._silence_s, ROUND_TRIPS * self.longest_round_trip_s)
+        return max(self._silence_s, ROUND_TRIPS * (self.shortest_round_trip_s or 0.0))
 
     @property
     def silent_s(self) -> float:
@@ -124,8 +124,10 @@ class LinkStream(asyncio.BufferedProtocol):
         self._peer_beat = (peer_ns, now_ns)
         if own_ns:
             self.round_trip_s = max(now_ns - own_ns - held_ns, 0) / 1e9
-            # It decays, so that one bad moment is not remembered for ever.
-            self.longest_round_trip_s = max(self.round_trip_s, 0.9 * self.longest_round_trip_s)
+            # That of the link: a beat behind megabytes of weights takes seconds, and says nothing
+            # about how long the other end, which beats by itself, may be silent.
+            before_s = self.shortest_round_trip_s
+            self.shortest_round_trip_s = min(self.round_trip_s, before_s or self.round_trip_s)
 
     # -- the end ---------------------------------------------------------------------------
 

@@ -6,9 +6,10 @@ holds up what is behind it, and nothing else: those behind it are already looked
 
 import asyncio
 import logging
+import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -16,16 +17,25 @@ from agents.chunks import ChunkName
 from agents.errors import LinkLost, ProjectError
 from agents.link_frames import DATA_BYTES
 from agents.rpc_commands import HELLO_REPLY_OF, command_name, generation_of
-from agents.rpc_events import Request, RequestBegin
+from agents.rpc_events import Request, RequestBegin, Response, ResponseEvent
 from agents.rpc_framing import Conversation
-from agents.rpc_protocol import Triple, hello_request, old_hello_request
+from agents.rpc_protocol import (
+    Command,
+    Triple,
+    encode_request,
+    hello_request,
+    old_hello_request,
+)
 
 log = logging.getLogger(__name__)
 
 _READ_BYTES: Final = 256 << 10
 MOST_QUEUED_BYTES: Final = 8 << 20
 """RPC bytes that wait for the rpc-server, without chunks; beyond that the link is not read."""
-_LENGTH_BYTES: Final = 8
+_LENGTH: Final = struct.Struct("<Q")
+_PAIR: Final = struct.Struct("<QQ")
+_LENGTH_BYTES: Final = _LENGTH.size
+_ALLOCATED_BYTES: Final = _LENGTH.size + _PAIR.size
 _GREETING_S: Final = 10.0
 """For the answer to our HELLO; an rpc-server with another client gives none."""
 
@@ -49,6 +59,9 @@ class Owner(Protocol):
     def on_answer(self, data: memoryview, took_s: float) -> None:
         """Bytes of answers; ``took_s`` since the question, on the first ones of each."""
 
+    def on_base(self, handle: int, base: int) -> None:
+        """Base address of a buffer whose handle the next answer tells."""
+
     def on_chunk_written(self, chunk: Chunk) -> None: ...
 
     def on_moved(self) -> None:
@@ -68,6 +81,8 @@ class Upstream(asyncio.BufferedProtocol):
         self._talk: Conversation | None = None
         self._greeting = bytearray()
         self._begun = bytearray()
+        self._allocated: tuple[int, bytes] | None = None
+        """A handle and the answer that tells it, held back until its base is known."""
         self._queue: deque[bytes | memoryview | Chunk] = deque()
         self._transport: asyncio.Transport | None = None
         self._buffer = memoryview(bytearray(_READ_BYTES))
@@ -191,7 +206,7 @@ class Upstream(asyncio.BufferedProtocol):
             return
         took_s = 0.0
         if self._talk is not None:
-            self._talk.feed_responses(data)
+            events = self._talk.feed_responses(data)
             if self._has_only_begun(data):
                 return
             if self._asked_at_s:
@@ -199,8 +214,32 @@ class Upstream(asyncio.BufferedProtocol):
             if self._begun:
                 data = memoryview(bytes(self._begun) + data)
                 self._begun.clear()
+            if self._is_about_base(events, data):
+                return
         for start in range(0, len(data), DATA_BYTES):
             self._owner.on_answer(data[start : start + DATA_BYTES], took_s if not start else 0.0)
+
+    def _is_about_base(self, events: Sequence[ResponseEvent], data: memoryview) -> bool:
+        """Ask for the base of a buffer that was just made, which the client does next anyway.
+
+        The client waits for the handle meanwhile, so nothing comes between.
+        """
+        event = events[0] if len(events) == 1 else None
+        if not isinstance(event, Response):
+            return False
+        if event.command == Command.ALLOC_BUFFER and len(data) == _ALLOCATED_BYTES:
+            handle, _ = _PAIR.unpack(event.body)
+            if handle and not self._queue and self._can_write:
+                self._allocated = (handle, bytes(data))
+                body = _LENGTH.pack(handle)
+                self._write_now(encode_request(Command.BUFFER_GET_BASE, body))
+                return True
+        elif event.command == Command.BUFFER_GET_BASE and self._allocated is not None:
+            (handle, answer), self._allocated = self._allocated, None
+            self._owner.on_base(handle, *_LENGTH.unpack(event.body))
+            self._owner.on_answer(memoryview(answer), 0.0)
+            return True
+        return False
 
     def _has_only_begun(self, data: memoryview) -> bool:
         """Keep the length of an answer until the rest is here: a server sends them apart."""

@@ -40,6 +40,7 @@ from link_runs import (
     Model,
     Wire,
     ask,
+    first_token_s,
     header,
     in_turn,
     machine,
@@ -159,6 +160,8 @@ async def _speeds(bench: Bench, model: Model, options: argparse.Namespace) -> Sp
         argv = await _rehearsed(linked, model, ctx_tokens)
         for load in range(options.loads):
             async with _both(bench, linked, model, argv, load, found, ctx_tokens) as servers:
+                for port in servers.values():
+                    await ask(port, options.prompt, WARM_TOKENS)
                 for number in range(per_load):
                     await _pair(servers, options, load + number, found)
     return found
@@ -210,8 +213,6 @@ async def _launched(
 async def _pair(
     servers: Mapping[str, int], options: argparse.Namespace, number: int, found: Speeds
 ) -> None:
-    for kind in servers:
-        await ask(servers[kind], options.prompt, WARM_TOKENS)
     for kind in in_turn(sorted(servers), number):
         answer = await ask(servers[kind], options.prompt, options.tokens)
         found.prefill[kind].append(answer.prefill_tokens_per_s)
@@ -282,7 +283,7 @@ async def _compared(
         rows += _load_rows(scenario, model, samples)
         figures.append({"scenario": scenario.name, "model": model.label, "samples": samples})
     head = ["links", "model", "launch", "direct, median", "link, median", "direct ÷ link"]
-    head += ["of the pairs", "goal", "sent direct", "sent by the link"]
+    head += ["of the pairs", "goal", "with the first token", "sent direct", "sent by the link"]
     return Report(table(head, rows, left=3), figures)
 
 
@@ -310,6 +311,7 @@ async def _load_directly(
     async with bench.direct(argv, scenario.workers, scenario.wire) as ready:
         samples["direct_s"].append(ready.took_s)
         samples["direct_sent_bytes"].append(ready.up_bytes)
+        samples["direct_with_token_s"].append(ready.took_s + await first_token_s(ready.port))
 
 
 async def _load_linked(linked: Linked, model: Model, launch: str, samples: Samples) -> None:
@@ -319,6 +321,7 @@ async def _load_linked(linked: Linked, model: Model, launch: str, samples: Sampl
     ready = await linked.launch(model)
     links = await linked.stop(ready)
     samples[f"{launch}_s"].append(ready.took_s)
+    samples[f"{launch}_with_token_s"].append(ready.took_s + ready.steps["first token"])
     for step, took_s in ready.steps.items():
         samples[f"{launch}_step_{step}_s"].append(took_s)
     samples[f"{launch}_sent_bytes"].append(sum(link["sent_bytes"] for link in links))
@@ -335,7 +338,9 @@ def _load_rows(scenario: Scenario, model: Model, samples: Samples) -> list[list[
         share = f" ({sent / statistics.median(samples['first_sent_bytes']):.2%} of the first)"
         row = [scenario.label, model.label, launch]
         row += [f"{statistics.median(took_s):.3f} s" for took_s in (direct_s, link_s)]
-        row += [f"{of_medians:.2f}", f"{of_pairs:.2f}", goal, f"{direct_sent / 1e6:.2f} MB"]
+        with_token = ratios(samples["direct_with_token_s"], samples[f"{launch}_with_token_s"])
+        row += [f"{of_medians:.2f}", f"{of_pairs:.2f}", goal, f"{with_token[1]:.2f}"]
+        row += [f"{direct_sent / 1e6:.2f} MB"]
         row += [f"{sent / 1e6:.2f} MB" + (share if launch != "first" else "")]
         rows.append(row)
     return rows
@@ -410,6 +415,7 @@ async def _strangers(
         running.stdin.close()
         async with asyncio.timeout(STRANGERS_END_S):
             calls.append(json.loads(await running.stdout.read()))
+            await running.wait()
     finally:
         if running.returncode is None:
             running.kill()

@@ -9,6 +9,8 @@ Both are timed from workers that are ready to the first 200 of ``/health``:
   handshakes that the start of the workers did not cover, weights that are sent ahead, and the
   record on disk. Planning and starting the workers count for neither.
 
+The first token, which a launch needs as well before it is READY, is timed by itself on both sides.
+
 The command of llama-server is that of the launch record, with other ports. Agents and rpc-servers
 have one thread each; what stands for the network is ``tests/lab/relay.py``, in processes of its own
 on the same machine.
@@ -41,6 +43,7 @@ from agents import environment, logfile, ports, process
 from agents.command import rpc_server_argv
 from agents.contract import EngineFacts
 from agents.rpc_protocol import Outcome, probe
+from supervisor.adapters.llama_server import LlamaServerClient
 from supervisor.demo_model import write_demo_model
 
 LOOPBACK = "127.0.0.1"
@@ -364,6 +367,17 @@ async def ask(port: int, prompt: int, tokens: int) -> Answer:
     return Answer(timings["prompt_per_second"], timings["predicted_per_second"], said["content"])
 
 
+async def first_token_s(port: int) -> float:
+    """Of the request by which the supervisor proves that a launch is ready."""
+    client = LlamaServerClient(port)
+    try:
+        started_s = time.monotonic()
+        await client.first_completion(REQUEST_S)
+        return time.monotonic() - started_s
+    finally:
+        await client.close()
+
+
 async def rest() -> None:
     """Let disk and spare processes come to rest before something is timed."""
     await asyncio.to_thread(os.sync)
@@ -432,7 +446,8 @@ def _sweep() -> None:
 
 
 def run_to_end(work: Coroutine[Any, Any, T]) -> T:
-    """``asyncio.run``; SIGTERM cleans up as Ctrl-C does."""
+    """``asyncio.run``; SIGTERM cleans up as Ctrl-C does, in the background too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     return asyncio.run(work)
 

@@ -337,3 +337,9 @@ class Device(FrozenModel):
     rpc_server: RpcServerStatus | None
     used_by: DeploymentId | None = None
     round_trip_ms: float | None = None
+
+    @property
+    def link_endpoint(self) -> str:
+        """Where its far end is, for people."""
+        host = f"[{self.link_address}]" if ":" in self.link_address else self.link_address
+        return f"{host}:{self.link_port}"

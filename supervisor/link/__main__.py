@@ -22,6 +22,7 @@ from agents import log as logs
 from agents import tls
 from agents.contract import read
 from agents.errors import BadMessage, LinkLost, ProjectError
+from supervisor.link.alloc_sizes import AllocSizes
 from supervisor.link.job import LOST, LinkJob, LinkStats, WorkerJob
 from supervisor.link.model_chunks import ModelChunks
 from supervisor.link.near_end import NearEnd
@@ -39,6 +40,7 @@ class LinkProcess:
 
     def __init__(self) -> None:
         self._near_ends: list[NearEnd | Push] = []
+        self._sizes: dict[str, AllocSizes] = {}
         self._failed: list[LinkStats] = []
         self._starting: asyncio.Task[None] | None = None
         self._listeners: set[asyncio.StreamWriter] = set()
@@ -151,10 +153,17 @@ class LinkProcess:
         chunks: ModelChunks | None,
     ) -> NearEnd | Push:
         if job.launch:
-            return NearEnd(job, worker, context, chunks, self._changed.set)
+            sizes = self._sizes_of(worker.answers_file)
+            return NearEnd(job, worker, context, chunks, sizes, self._changed.set)
         if chunks is None:
             raise BadMessage(f"nothing to push to {worker.name}; name the files of the model")
         return Push(job, worker, context, chunks, self._changed.set)
+
+    def _sizes_of(self, file: str) -> AllocSizes | None:
+        """One for all workers of a kind, so that they learn from each other."""
+        if file and file not in self._sizes:
+            self._sizes[file] = AllocSizes(Path(file))
+        return self._sizes.get(file)
 
     async def _start_one(self, agent_id: str, near_end: NearEnd | Push) -> None:
         try:

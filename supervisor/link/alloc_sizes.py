@@ -104,16 +104,19 @@ def _described(tensor: bytes) -> bytes:
     return bytes(type_id + layout + are_there + view_offset)
 
 
-def file_name(agent_id: str, engine_build: str, rpc_protocol: str, devices: Iterable[str]) -> str:
-    """Name of the file for one rpc-server; equal only if all of it is equal, in the same order.
+def file_name(machine: str, engine_build: str, rpc_protocol: str, devices: Iterable[str]) -> str:
+    """Name of the file for one kind of rpc-server; equal only if all of it is equal, in order.
+
+    Two hosts of one kind have one file: what one was asked, the other need not be.
 
     Args:
-        agent_id: Which agent the server belongs to.
+        machine: Platform and architecture of the host.
         engine_build: As llama.cpp tells it.
         rpc_protocol: As in ``"7.0.0"``.
-        devices: What the server calls its devices, by index.
+        devices: Names and descriptions of the server's devices, by index: ``CUDA0`` alone does not
+            tell which card it is.
     """
-    identity = json.dumps([agent_id, engine_build, rpc_protocol, *devices])
+    identity = json.dumps([machine, engine_build, rpc_protocol, *devices])
     return f"alloc-sizes-{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}"
 
 

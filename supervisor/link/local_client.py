@@ -9,6 +9,8 @@ from agents.rpc_events import Request, RequestEvent
 from agents.rpc_framing import RequestParser, ResponseParser
 
 _READ_BYTES: Final = 256 << 10
+_FIRST_READ_BYTES: Final = 4 << 10
+"""Most connections say little, and whoever is on this host can make many."""
 _WRITE_HIGH_BYTES: Final = 4 << 20
 
 
@@ -34,8 +36,8 @@ class LocalClient(asyncio.BufferedProtocol):
     def __init__(self, host: Host) -> None:
         self._host = host
         self._transport: asyncio.Transport | None = None
-        self._buffer = memoryview(bytearray(_READ_BYTES))
-        self._is_paused = False
+        self._buffer = memoryview(bytearray(_FIRST_READ_BYTES))
+        self._is_held_up = self._is_paused = False
         self.requests = RequestParser()
         self.responses = ResponseParser()
         self.asked: deque[Request | None] = deque()
@@ -44,7 +46,7 @@ class LocalClient(asyncio.BufferedProtocol):
         """What it said while another client had the rpc-server."""
         self.is_raw = False
         """Passed through unread, from its first byte."""
-        self.is_full = self.is_gone = self.wants_end = False
+        self.is_full = self.is_gone = self.has_ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -56,8 +58,11 @@ class LocalClient(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, count: int) -> None:
+        data = self._buffer[:count]
+        if count == len(self._buffer) < _READ_BYTES:
+            self._buffer = memoryview(bytearray(_READ_BYTES))
         try:
-            self._host.on_client_data(self, self._buffer[:count])
+            self._host.on_client_data(self, data)
         except RpcFraming:
             self.cut()
 
@@ -67,19 +72,29 @@ class LocalClient(asyncio.BufferedProtocol):
 
     def pause(self) -> None:
         """Read nothing more for now."""
-        if self._transport is not None and not self._is_paused and not self.is_gone:
-            self._is_paused = True
-            self._transport.pause_reading()
+        self._is_held_up = True
+        self._choose_reading()
 
     def resume(self) -> None:
-        if self._transport is not None and self._is_paused and not self.is_gone:
-            self._is_paused = False
+        self._is_held_up = False
+        self._choose_reading()
+
+    def _choose_reading(self) -> None:
+        """Who does not take its answers is not asked for more questions."""
+        is_paused = self._is_held_up or self.is_full
+        if self._transport is None or self.is_gone or is_paused is self._is_paused:
+            return
+        self._is_paused = is_paused
+        if is_paused:
+            self._transport.pause_reading()
+        else:
             self._transport.resume_reading()
 
     def cut(self) -> None:
-        """End it at once, as a server that crashed would."""
+        """End it at once, as a server that crashed would; the host counts it no more."""
         if self._transport is not None:
             self._transport.abort()
+            self.connection_lost(None)
 
     def finish(self) -> None:
         """End it when it has everything that was written."""
@@ -88,9 +103,11 @@ class LocalClient(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self.is_full = True
+        self._choose_reading()
 
     def resume_writing(self) -> None:
         self.is_full = False
+        self._choose_reading()
         self._host.on_client_room(self)
 
     def eof_received(self) -> bool:

@@ -23,6 +23,7 @@ from agents.link_frames import (
     Refused,
     Welcome,
     pack_open,
+    read_base,
     read_json,
     read_need,
     read_number,
@@ -31,7 +32,7 @@ from agents.link_frames import (
     read_stored,
 )
 from agents.link_stream import LinkStream
-from agents.rpc_commands import SET_TENSOR_HASH, TensorData, command_name
+from agents.rpc_commands import SET_TENSOR_HASH, TensorData, command_name, size_answer
 from agents.rpc_events import (
     End,
     Piece,
@@ -89,9 +90,11 @@ class NearEnd:
         worker: WorkerJob,
         context: ssl.SSLContext,
         chunks: ModelChunks | None,
+        sizes: AllocSizes | None,
         on_change: Callable[[], None],
     ) -> None:
-        """``chunks`` are the model's, if its files are here."""
+        """``chunks`` are the model's, if it is here; workers of one kind share ``sizes``."""
+        self._sizes = sizes
         self._job = job
         self._worker = worker
         self._context = context
@@ -111,6 +114,8 @@ class NearEnd:
         self._clients: dict[LocalClient, None] = {}
         self._owner: LocalClient | None = None
         self._channel = 0
+        self._bases: dict[int, int] = {}
+        """Of the rpc-server's buffers, by handle."""
         self._is_open = self._is_clean = False
         self._hash_asking: asyncio.Task[None] | None = None
         self._flushing: asyncio.TimerHandle | None = None
@@ -141,8 +146,7 @@ class NearEnd:
                 f"the far end of {self._worker.name} at {self._worker.where} did not admit launch "
                 f"{self._job.launch} within {self._job.connect_s:g} s"
             ) from None
-        sizes = AllocSizes(Path(self._worker.answers_file)) if self._worker.answers_file else None
-        self._answers = Answers.of(welcome, sizes)
+        self._answers = Answers.of(welcome, self._sizes)
         self._weights.stores = self._worker.stores and welcome.stores
         if self._weights.stores and self._chunks is not None and self._worker.tensors:
             self._seeding = asyncio.create_task(self._seed(self._chunks))
@@ -233,6 +237,7 @@ class NearEnd:
         if self._is_clean and not client.responses.outstanding:
             return False  # nothing of it is left at the rpc-server, which the next one gets
         self._is_clean = False
+        client.has_ended = True
         self._out.emit(Shut(self._channel))
         self._flush(client)
         return True
@@ -297,10 +302,16 @@ class NearEnd:
             return True
         if client.responses.outstanding:
             return False
-        answer = self._answers.find(request)
+        answer = self._answers.find(request) or self._base(client, request)
         if answer is not None:
             client.write(answer)
         return answer is not None
+
+    def _base(self, client: LocalClient, request: Request) -> bytes | None:
+        if request.command != Command.BUFFER_GET_BASE or client is not self._owner:
+            return None
+        base = self._bases.get(int.from_bytes(request.body, "little"))
+        return None if base is None else size_answer(base)
 
     # -- the one connection to the rpc-server ----------------------------------------------
 
@@ -317,6 +328,7 @@ class NearEnd:
             self._is_open = True
             self._channel += 1
             self._graphs = 0
+            self._bases.clear()
             self._weights.is_over = False
             self._link.send(Kind.OPEN, pack_open(self._channel, greets=is_greeted))
         self._is_clean = is_greeted
@@ -379,6 +391,8 @@ class NearEnd:
         if event.command == Command.GRAPH_COMPUTE:
             self._graphs += 1
             self._weights.is_over = True
+        if event.command == Command.FREE_BUFFER and isinstance(event, Request):
+            self._bases.pop(int.from_bytes(event.body, "little"), None)
         if event.command in (Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE):
             self._large_since_graph = False
         self._last_command = command_name(event.command)
@@ -440,6 +454,9 @@ class NearEnd:
                 self._on_answer(*read_numbered(frame.body, frame.kind))
             case Kind.NEED:
                 self._out.on_need(read_need(frame.body))
+            case Kind.BASE:
+                handle, base = read_base(frame.body)
+                self._bases[handle] = base
             case Kind.DONE:
                 self._out.on_done(read_number(frame.body, frame.kind))
             case Kind.HELD:
@@ -494,7 +511,9 @@ class NearEnd:
             return
         self._is_open = False
         owner, self._owner = self._owner, None
-        if owner is not None:
+        if owner is not None and owner.has_ended:
+            owner.finish()
+        elif owner is not None:
             log.warning("rpc_server.hung_up", extra={"device": self._worker.name, "reason": reason})
             self._state = replace(self._state, detail=self._sentence(LinkLost(reason)))
             owner.finish()

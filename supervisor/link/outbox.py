@@ -136,12 +136,14 @@ class Outbox:
         """The far end lacks chunks that were named.
 
         Raises:
-            LinkLost: One of them is nowhere any more.
+            LinkLost: One of them was never named, is done, or was asked for before.
         """
         for serial in serials:
             ref = self._window.find(serial)
             if ref is None:
                 raise LinkLost(f"the far end asks for chunk {serial} after it was done with it")
+            if ref.was_sent:
+                raise LinkLost(f"the far end asks twice for chunk {serial}")
             ref.was_sent = True
             self.held.discard(ref.name)
             if ref.data is not None:

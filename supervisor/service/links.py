@@ -49,6 +49,16 @@ def _pushed(tools: Tools, agent_id: AgentId, tensors: Sequence[FileTensor]) -> W
     )
 
 
+def _machine(device: Device) -> str:
+    facts = device.facts
+    return f"{facts.platform} {facts.machine}" if facts else device.id
+
+
+def _described(device: Device, name: str) -> str:
+    known = device.facts.ggml_devices if device.facts else []
+    return next((f"{name} {each.description}" for each in known if each.name == name), name)
+
+
 def _planned(tensors: Sequence[FileTensor]) -> list[PlannedTensor]:
     return [PlannedTensor(str(t.file), t.offset_bytes, t.size_bytes) for t in tensors]
 
@@ -126,7 +136,10 @@ def _worker(
     device = _reachable(tools, agent_id)
     shards = [shard for shard in plan.shards if shard.agent_id == agent_id]
     answers = file_name(
-        agent_id, engine.build, engine.rpc_protocol, [shard.ggml_device for shard in shards]
+        _machine(device),
+        engine.build,
+        engine.rpc_protocol,
+        [_described(device, shard.ggml_device) for shard in shards],
     )
     return WorkerJob(
         agent_id=agent_id,

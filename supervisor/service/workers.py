@@ -168,7 +168,7 @@ class Workers:
             device=device.name,
             host=LOOPBACK,
             port=link.port,
-            link=f"{device.link_address}:{device.link_port}",
+            link=device.link_endpoint,
             address=device.address,
             rpc_protocol=link.rpc_protocol,
             engine_build=build,

@@ -13,6 +13,7 @@ from lab.linked import Lab, Served
 from lab.replay import (
     Forwarded,
     Script,
+    bases_of,
     described,
     exchanges,
     replayed,
@@ -38,7 +39,8 @@ async def test_a_recorded_session_is_the_same_through_a_link_the_first_time_and_
     for number, worker in enumerate(recorded):
         version, device = described(worker.connections)
         hello = exchanges(worker.connections[0])[0]
-        script, forwarded = Script(hello.answer), Forwarded()
+        script = Script(hello.answer, bases_of(worker.connections))
+        forwarded = Forwarded()
         async with (
             scripted_server(script) as port,
             lab.far_side(f"device-{number}", Served(port, version, (device,))) as side,
@@ -63,7 +65,8 @@ async def test_a_recorded_session_that_asks_by_hash_is_the_same_the_first_time(
     write_demo_model(model, layers=1, embedding=1024, feed_forward=10304, recite=False)
     [worker] = await captured(engine, model, tmp_path, workers=1, flags=our_flags(engine))
     version, device = described(worker.connections)
-    script = Script(exchanges(worker.connections[0])[0].answer)
+    hello = exchanges(worker.connections[0])[0]
+    script = Script(hello.answer, bases_of(worker.connections))
     script.expect(Forwarded().of(worker.connections))
     lab = Lab(tmp_path)
     async with (
@@ -101,7 +104,11 @@ async def test_a_living_session_is_the_same_on_both_sides_of_a_link(
             [connection] = beyond.connections
             hello, *rest = exchanges(connection)
             assert hello.request == hello_request()
-            assert rest == forwarded.of(before.connections)
+            asked = [each for each in rest if each.command != Command.BUFFER_GET_BASE]
+            assert asked == forwarded.of(before.connections)
+            heard, true = bases_of(before.connections), bases_of([connection])
+            assert heard
+            assert heard.items() <= true.items()
 
 
 # -- what we do not know ---------------------------------------------------------------------------
@@ -163,8 +170,8 @@ async def test_a_command_that_nobody_knows_passes_through_untouched_with_all_tha
 ) -> None:
     """Also questions that a near end could answer: nobody knows what they are about by then."""
     rng = random.Random(1)
-    known = struct.pack("<BQIQ", Command.ALLOC_BUFFER, 12, 0, 4096)
-    known_answer = struct.pack("<QQQ", 16, 77, 4096)
+    known = struct.pack("<BQQ", Command.BUFFER_GET_BASE, 8, 77)
+    known_answer = struct.pack("<QQ", 8, 4096)
     memory = struct.pack("<BQI", Command.GET_DEVICE_MEMORY, 4, 0)
     unknown = struct.pack("<BQ", 42, 100_000) + rng.randbytes(100_000)
     said = (b"" if is_first else known) + unknown + memory + rng.randbytes(200_000)

@@ -16,6 +16,7 @@ from agents.link_session import Stock
 from agents.rpc_protocol import DeviceMemory, Outcome, probe
 from agents.rpc_server import RpcServer
 from supervisor.adapters.authority import Authority
+from supervisor.link.alloc_sizes import AllocSizes
 from supervisor.link.job import LinkJob, PlannedTensor, WorkerJob
 from supervisor.link.model_chunks import ModelChunks
 from supervisor.link.near_end import NearEnd
@@ -140,7 +141,11 @@ class Lab:
         )
         files = {Path(tensor.file) for own in planned for tensor in own}
         chunks = ModelChunks(self.folder / "link" / "models", files) if files else None
-        made = [NearEnd(job, worker, context, chunks, lambda: None) for worker in workers]
+        sizes = {w.answers_file: AllocSizes(Path(w.answers_file)) for w in workers}
+        made = [
+            NearEnd(job, worker, context, chunks, sizes[worker.answers_file], lambda: None)
+            for worker in workers
+        ]
         try:
             await asyncio.gather(*(near_end.start() for near_end in made))
             yield made

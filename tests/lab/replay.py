@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,9 +30,10 @@ LOCAL: Final = {
     Command.GET_DEVICE_MEMORY,
     Command.GET_ALIGNMENT,
     Command.GET_MAX_SIZE,
+    Command.BUFFER_GET_BASE,
     SET_TENSOR_HASH,
 }
-"""What a near end answers itself, always."""
+"""What a near end answers itself, always; bases it has from the far end, which asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,16 @@ class Forwarded:
         return found
 
 
+def bases_of(connections: Iterable[Recorded]) -> dict[bytes, bytes]:
+    """Answers about buffers by the question as it travels; the far end asks them when it likes."""
+    return {
+        exchange.request: exchange.answer
+        for recorded in connections
+        for exchange in exchanges(recorded)
+        if exchange.command == Command.BUFFER_GET_BASE
+    }
+
+
 def described(connections: Iterable[Recorded]) -> tuple[str, DeviceMemory]:
     """The version and the one device of a recorded rpc-server."""
     answers: dict[int, bytes] = {}
@@ -137,6 +148,7 @@ class Script:
     """What a server expects after each HELLO, what it got, and what was wrong with that."""
 
     hello_answer: bytes
+    bases: Mapping[bytes, bytes]
     expected: list[Exchange] = field(default_factory=list)
     connections: int = 0
     got: bytearray = field(default_factory=bytearray)
@@ -151,6 +163,8 @@ class Script:
     def answer(self, command: int, request: bytes) -> bytes:
         if command == Command.HELLO:
             return self.hello_answer
+        if command == Command.BUFFER_GET_BASE:
+            return self.bases[request]
         self.got += request
         if self.at == len(self.expected):
             self.problem = self.problem or f"{command_name(command)} after the last request"

@@ -43,6 +43,9 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None:
         self.is_read_paused = False
 
+    def reads(self) -> bool:
+        return not self.is_read_paused
+
     def spoken(self) -> list[Spoken]:
         """The frames that were written since the last call, without heartbeats."""
         found = [each for each in frames_in(bytes(self.written)) if each[0] is not Kind.BEAT]
@@ -200,7 +203,9 @@ class RpcStandIn:
 
 
 @contextlib.asynccontextmanager
-async def rpc_stand_in(triple: Triple = SEVEN, *, is_dumb: bool = False) -> AsyncIterator[RpcStandIn]:
+async def rpc_stand_in(
+    triple: Triple = SEVEN, *, is_dumb: bool = False
+) -> AsyncIterator[RpcStandIn]:
     made = RpcStandIn(triple, is_dumb=is_dumb)
     made.reads.set()
     server = await asyncio.start_server(made.serve, "127.0.0.1", 0, limit=64 << 10)

@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
+import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from cluster import Cluster, Program, eventually
 from lab.links import Link, emulated_link
@@ -23,6 +26,9 @@ LATE_S = 2.0
 """The issue's: a lost link is known so long after the silence that is allowed."""
 SETTINGS = {"heartbeat_s": 0.5, "retry_limit": 0}
 """After READY a launch repairs itself; here its end is looked at."""
+PROMPT = "The river is wide and"
+LOADING = ("SET_TENSOR", "GET_ALLOC_SIZE", "ALLOC_BUFFER", "BUFFER_GET_BASE", "INIT_TENSOR")
+DECODING = ("GET_TENSOR", "GRAPH_COMPUTE", "GRAPH_RECOMPUTE", "SET_TENSOR")
 
 
 @pytest.fixture(scope="session")
@@ -33,20 +39,24 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Lossy:
+class World:
     """A supervisor and one agent, whose link leads through an emulated one."""
 
-    def __init__(self, cluster: Cluster, link: Link, agent: Program) -> None:
+    def __init__(self, cluster: Cluster, link: Link, place: list[str]) -> None:
         self.cluster = cluster
         self.link = link
-        self.agent = agent
+        self.place = place
 
-    async def launched(self, model: Path, **spec: Any) -> dict[str, Any]:
-        answer = await self.cluster.launch(model, **spec)
-        assert answer.status_code == 201, answer.text
-        deployment = await self.cluster.settled()
-        assert deployment["state"] == "ready", deployment["reason"]
-        return deployment
+    async def agent(self, *extra: str) -> Program:
+        return await self.cluster.agent("far", *self.place, *extra)
+
+    @property
+    def chunks(self) -> Path:
+        return self.cluster.folder / "far" / "chunks"
+
+    def pids(self) -> list[int]:
+        """Of supervisor and agent."""
+        return [each.process.pid for each in self.cluster.programs if each.process.poll() is None]
 
     async def deployment(self) -> dict[str, Any]:
         found: dict[str, Any] = (await self.cluster.http.get("/api/deployments/test")).json()
@@ -57,109 +67,340 @@ class Lossy:
         found: dict[str, Any] = (await self.cluster.http.get(f"/api/launches/{launch}")).json()
         return found
 
-    async def device(self) -> dict[str, Any]:
-        found = await self.cluster.device("far")
-        assert found is not None
+    async def engine_pid(self) -> int:
+        """Of llama-server, once it runs."""
+
+        async def pid() -> int | None:
+            found: int | None = (await self.record()).get("pid")
+            return found
+
+        return int(await eventually(pid, within_s=10, what="llama-server runs"))
+
+    async def rpc_server_pid(self) -> int:
+        return int((await self.cluster.device_state("far", "ready"))["rpc_server"]["pid"])
+
+    async def link_process_pid(self) -> int:
+        return int((await self.record())["link_pid"])
+
+    async def launched(self, model: Path, **spec: Any) -> dict[str, Any]:
+        answer = await self.cluster.launch(model, devices=["far"], **spec)
+        assert answer.status_code == 201, answer.text
+        deployment = await self.cluster.settled()
+        assert deployment["state"] == "ready", deployment["reason"]
+        return deployment
+
+    async def stop(self) -> dict[str, Any]:
+        """Stop the launch; returns its link as of then."""
+        assert (await self.cluster.http.post("/api/deployments/test/stop")).status_code == 200
+        links = (await self.record())["links"]
+        found: dict[str, Any] = links[0] if links else {}
         return found
 
-    async def stop(self) -> None:
-        assert (await self.cluster.http.post("/api/deployments/test/stop")).status_code == 200
+    async def text_of(self, model: Path) -> tuple[str, dict[str, Any]]:
+        """What a launch of ``model`` says, and its link."""
+        await self.launched(model)
+        text = await self.cluster.complete(PROMPT, tokens=24)
+        return text, await self.stop()
 
-    async def failed(self, since_s: float, engine_pid: int, within_s: float) -> tuple[str, float]:
-        """The reason, and when llama-server was gone and the reason known."""
+    async def lost(self, engine_pid: int, since_s: float, within_s: float) -> str:
+        """Wait until llama-server is gone and the reason known; return the reason."""
+        gone_s = known_s = 0.0
+        reason = ""
 
-        async def is_over() -> bool:
-            is_gone = not Path(f"/proc/{engine_pid}").exists()
-            return is_gone and (await self.deployment())["state"] == "failed"
+        async def is_known() -> bool:
+            nonlocal gone_s, known_s, reason
+            if not gone_s and not Path(f"/proc/{engine_pid}").exists():
+                gone_s = time.monotonic() - since_s
+            if not known_s and (reason := (await self.deployment())["reason"]):
+                known_s = time.monotonic() - since_s
+            return bool(gone_s and known_s)
 
-        await eventually(is_over, within_s=within_s + 10, what="the launch fails")
-        took_s = time.monotonic() - since_s
-        return str((await self.deployment())["reason"]), took_s
+        await eventually(is_known, within_s=within_s + 20, what="the launch is lost")
+        print(f"llama-server gone after {gone_s:.2f} s, known after {known_s:.2f} s: {reason}")
+        assert max(gone_s, known_s) <= within_s, "too late"
+        return reason
+
+    async def works_again(self, model: Path, before: list[int]) -> None:
+        """The same device in a new launch; nobody was restarted."""
+        await self.link.heal()
+        await self.link.set(rate_bytes_per_s=0.0)
+        await self.stop()
+        await self.cluster.device_state("far", "ready")
+        await self.launched(model)
+        assert (await self.cluster.complete(PROMPT, tokens=4)).strip()
+        assert self.pids() == before
 
 
 @contextlib.asynccontextmanager
-async def lossy(cluster: Cluster, silence_s: float, **shape: Any) -> AsyncIterator[Lossy]:
+async def world(
+    cluster: Cluster, silence_s: float = QUICK_S, *extra: str, **shape: Any
+) -> AsyncIterator[World]:
+    """``extra`` is for the agent, ``shape`` for its link."""
     await cluster.supervisor(**SETTINGS, link_silence_s=silence_s)
     reservation = ports.reserve("127.0.0.1")
-    async with emulated_link(reservation.port, **shape) as link:
-        place = ["--link-port", str(reservation.port), "--link-address", f"127.0.0.1:{link.port}"]
-        agent = await cluster.agent("far", *place)
-        try:
-            yield Lossy(cluster, link, agent)
-        finally:
-            reservation.release()
+    try:
+        async with emulated_link(reservation.port, **shape) as link:
+            way = f"127.0.0.1:{link.port}"
+            place = ["--link-port", str(reservation.port), "--link-address", way]
+            made = World(cluster, link, place)
+            await made.agent(*extra)
+            yield made
+    finally:
+        reservation.release()
 
 
-def generating(cluster: Cluster, prompt: str = "The river", tokens: int = 400) -> asyncio.Task[str]:
-    """A completion that goes on until its launch fails; nobody hears how it ends."""
+@contextlib.asynccontextmanager
+async def generating(world: World, prompt: str = PROMPT, tokens: int = 480) -> AsyncIterator[None]:
+    """A completion under way; nobody hears how it ends."""
 
-    async def complete() -> str:
-        with contextlib.suppress(AssertionError):
-            return await cluster.complete(prompt, tokens=tokens, ignore_eos=True)
-        return ""
+    async def complete() -> None:
+        with contextlib.suppress(AssertionError, httpx.HTTPError):
+            await world.cluster.complete(prompt, tokens=tokens, ignore_eos=True)
 
-    return asyncio.create_task(complete())
-
-
-async def works_again(lossy: Lossy, model: Path, pids: list[int]) -> None:
-    """A new launch on the same device, with the same agent and supervisor."""
-    await lossy.stop()
-    await lossy.link.heal()
-    await lossy.link.set(rate_bytes_per_s=0.0)
-    await lossy.launched(model, devices=["far"])
-    assert (await lossy.cluster.complete("The river", tokens=8)).strip()
-    assert [p.process.pid for p in lossy.cluster.programs if p.process.poll() is None] == pids
-
-
-def check_reason(reason: str, *parts: str) -> None:
-    for part in parts:
-        assert part in reason, reason
-
-
-async def test_decode(cluster: Cluster, slow_model: Path) -> None:
-    async with lossy(cluster, QUICK_S) as world:
-        pids = [p.process.pid for p in cluster.programs]
-        await world.launched(slow_model, devices=["far"])
-        pid = (await world.record())["pid"]
-        task = generating(cluster)
-        await asyncio.sleep(1.0)
-        view = (await world.deployment())
-        print(view["links"])
-        t0 = time.monotonic()
-        await world.link.black_hole()
-        reason, took = await world.failed(t0, pid, QUICK_S)
-        print("DECODE", took, reason)
-        await task
-        t0 = time.monotonic()
-        await works_again(world, slow_model, pids)
-        print("again", time.monotonic() - t0)
-
-
-async def test_prefill(cluster: Cluster, slow_model: Path) -> None:
-    async with lossy(cluster, QUICK_S) as world:
-        await world.launched(slow_model, devices=["far"], ctx_tokens=4096)
-        pid = (await world.record())["pid"]
-        t0 = time.monotonic()
-        task = generating(cluster, "The river is wide and the " * 300, 1)
-        for _ in range(10):
-            await asyncio.sleep(0.2)
-            print([(l["phase"], l.get("last_command"), l.get("waiting_s")) for l in (await world.deployment())["links"]], time.monotonic()-t0)
-        t0 = time.monotonic()
-        await world.link.black_hole()
-        reason, took = await world.failed(t0, pid, QUICK_S)
-        print("PREFILL", took, reason)
+    task = asyncio.create_task(complete())
+    await asyncio.sleep(0.7)
+    assert not task.done(), "it was over before anything could happen to it"
+    try:
+        yield
+    finally:
         await task
 
 
-async def test_load(cluster: Cluster, slow_model: Path) -> None:
-    async with lossy(cluster, QUICK_S, rate_bytes_per_s=3e6) as world:
+def check(reason: str, phase: str, *commands: str) -> None:
+    """It names worker, phase and last command."""
+    assert reason.startswith(f"the link to far was lost in phase {phase}: "), reason
+    last = reason.rpartition("(last command: ")[2].removesuffix(")")
+    assert last in commands, reason
+
+
+# -- black holes --------------------------------------------------------------------------------
+
+
+async def test_a_link_that_goes_silent_during_load(cluster: Cluster, slow_model: Path) -> None:
+    async with world(cluster, rate_bytes_per_s=6e6) as found:
+        before = found.pids()
         answer = await cluster.launch(slow_model, devices=["far"])
-        for _ in range(16):
-            await asyncio.sleep(0.25)
-            d = await world.deployment()
-            print(d["state"], d["phase"], [(l["phase"], l.get("last_command"), l.get("sent_bytes"), l.get("round_trip_ms")) for l in d["links"]])
-        pid = (await world.record())["pid"]
-        t0 = time.monotonic()
-        await world.link.black_hole()
-        reason, took = await world.failed(t0, pid, QUICK_S)
-        print("LOAD", took, reason)
+        assert answer.status_code == 201, answer.text
+
+        async def is_loading() -> bool:
+            return bool((await found.deployment())["phase"] == "load")
+
+        await eventually(is_loading, within_s=20, what="the load begins")
+        pid = await found.engine_pid()
+        await asyncio.sleep(1.5)  # all buffers on the way are full now
+        assert await is_loading()
+        since_s = time.monotonic()
+        await found.link.black_hole()
+        reason = await found.lost(pid, since_s, QUICK_S + LATE_S)
+        check(reason, "load", *LOADING)
+        assert "silent for" in reason
+        await found.works_again(slow_model, before)
+
+
+async def test_a_link_that_goes_silent_during_prefill(cluster: Cluster, slow_model: Path) -> None:
+    async with world(cluster) as found:
+        before = found.pids()
+        await found.launched(slow_model, ctx_tokens=2048)
+        pid, rpc_server = await found.engine_pid(), await found.rpc_server_pid()
+        os.kill(rpc_server, signal.SIGSTOP)  # so that it is in prefill for as long as we like
+        try:
+            async with generating(found, "The river is wide and the " * 150, 1):
+                since_s = time.monotonic()
+                await found.link.black_hole()
+                reason = await found.lost(pid, since_s, QUICK_S + LATE_S)
+        finally:
+            os.kill(rpc_server, signal.SIGCONT)
+        check(reason, "prefill", "GRAPH_COMPUTE", "GET_TENSOR", "GET_ALLOC_SIZE", "SET_TENSOR")
+        await found.works_again(slow_model, before)
+
+
+async def test_a_link_that_goes_silent_during_decode(cluster: Cluster, slow_model: Path) -> None:
+    async with world(cluster, USUAL_S) as found:
+        before = found.pids()
+        await found.launched(slow_model)
+        pid = await found.engine_pid()
+        async with generating(found):
+            since_s = time.monotonic()
+            await found.link.black_hole()
+            reason = await found.lost(pid, since_s, USUAL_S + LATE_S)
+        check(reason, "decode", *DECODING)
+        await found.works_again(slow_model, before)
+
+
+async def test_a_device_that_froze_altogether_serves_again_when_it_thaws(
+    cluster: Cluster, slow_model: Path
+) -> None:
+    """As Android does it: link, REST and heartbeats stop at once, and no connection is closed."""
+    async with world(cluster) as found:
+        before = found.pids()
+        await found.launched(slow_model)
+        pid = await found.engine_pid()
+        agent = cluster.programs[-1].process
+        async with generating(found):
+            since_s = time.monotonic()
+            agent.send_signal(signal.SIGSTOP)
+            try:
+                reason = await found.lost(pid, since_s, QUICK_S + LATE_S)
+            finally:
+                agent.send_signal(signal.SIGCONT)
+        check(reason, "decode", *DECODING)
+        await found.works_again(slow_model, before)
+
+
+# -- ends ---------------------------------------------------------------------------------------
+
+
+async def test_a_link_that_is_cut_during_decode_is_known_at_once(
+    cluster: Cluster, slow_model: Path
+) -> None:
+    async with world(cluster, USUAL_S) as found:
+        before = found.pids()
+        await found.launched(slow_model)
+        pid = await found.engine_pid()
+        async with generating(found):
+            since_s = time.monotonic()
+            await found.link.cut()
+            reason = await found.lost(pid, since_s, 2.0)
+        check(reason, "decode", *DECODING)
+        assert "connection" in reason
+        await found.works_again(slow_model, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
+async def test_a_link_process_that_is_killed_during_decode_ends_the_launch_and_is_named(
+    cluster: Cluster, slow_model: Path, number: signal.Signals
+) -> None:
+    async with world(cluster, USUAL_S) as found:
+        before = found.pids()
+        await found.launched(slow_model)
+        pid, link = await found.engine_pid(), await found.link_process_pid()
+        async with generating(found):
+            since_s = time.monotonic()
+            os.kill(link, number)
+            reason = await found.lost(pid, since_s, 2.0)
+        assert "the link process" in reason
+        assert number is not signal.SIGKILL or "SIGKILL" in reason
+        await found.works_again(slow_model, before)
+
+
+# -- the store ----------------------------------------------------------------------------------
+
+
+def chunk_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+
+
+async def test_chunks_that_were_harmed_are_fetched_again(
+    cluster: Cluster, slow_model: Path
+) -> None:
+    async with world(cluster) as found:
+        text, first = await found.text_of(slow_model)
+        assert text.strip()
+        assert chunk_files(found.chunks)
+        harms: list[Callable[[Path], None]] = [truncate, flip_a_bit, Path.unlink, empty]
+        for harm in harms:
+            for path in chunk_files(found.chunks)[::3]:
+                harm(path)
+            again, link = await found.text_of(slow_model)
+            share = link["saved_bytes"] / max(link["weight_bytes"], 1)
+            print(f"{harm.__name__}: {link['sent_bytes']} bytes sent, {share:.0%} saved")
+            assert again == text
+            assert first["sent_bytes"] / 5 < link["sent_bytes"] < first["sent_bytes"] / 2
+        shutil.rmtree(found.chunks)
+        again, link = await found.text_of(slow_model)
+        assert again == text
+        again, link = await found.text_of(slow_model)
+        assert again == text
+        assert link["sent_bytes"] < first["sent_bytes"] / 20, "it is whole again"
+
+
+async def test_a_store_with_too_little_room_still_loads(cluster: Cluster, slow_model: Path) -> None:
+    async with world(cluster, QUICK_S, "--store-gib", "0.004") as found:
+        text, first = await found.text_of(slow_model)
+        again, second = await found.text_of(slow_model)
+        held_bytes = sum(path.stat().st_size for path in chunk_files(found.chunks))
+        print(f"{held_bytes} bytes held, {first['sent_bytes']} and {second['sent_bytes']} sent")
+        assert 1 * MIB < held_bytes <= 0.004 * (1 << 30)
+        assert again == text
+        assert text.strip()
+        assert second["sent_bytes"] < first["sent_bytes"] - MIB, "what there is room for is kept"
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
+    """A file system of its own, where mounting is allowed."""
+    folder.mkdir(parents=True)
+    options = ["-t", "tmpfs", "-o", f"size={size_bytes}", "none", str(folder)]
+    done = subprocess.run(["mount", *options], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_a_full_disk_and_one_that_cannot_be_written_still_load(
+    cluster: Cluster, slow_model: Path
+) -> None:
+    chunks = cluster.folder / "far" / "chunks"
+    with small_disk(chunks, 8 * MIB):
+        # A cap far beyond the disk, so that it is the disk that says no.
+        async with world(cluster, QUICK_S, "--store-gib", "4") as found:
+            text, _ = await found.text_of(slow_model)
+            held_bytes = sum(path.stat().st_size for path in chunk_files(chunks))
+            print(f"{held_bytes} bytes held on a disk of {8 * MIB}")
+            again, _ = await found.text_of(slow_model)
+            assert again == text
+            assert text.strip()
+            remount = ["mount", "-o", "remount,ro", str(chunks)]
+            subprocess.run(remount, check=True)
+            again, _ = await found.text_of(slow_model)
+            assert again == text
+            assert "chunk_store.stopped_storing" in cluster.programs[-1].said()
+
+
+async def test_an_agent_that_is_killed_while_it_stores_loads_rightly_afterwards(
+    cluster: Cluster, slow_model: Path
+) -> None:
+    async with world(cluster) as found:
+        text, _ = await found.text_of(slow_model)
+        for size_bytes in (3 * MIB, 12 * MIB):
+            shutil.rmtree(found.chunks)
+            await asyncio.to_thread(cluster.programs[-1].stop)
+            agent = await found.agent()
+            await found.link.set(rate_bytes_per_s=12e6)
+            assert (await cluster.launch(slow_model, devices=["far"])).status_code == 201
+
+            async def is_storing(size_bytes: int = size_bytes) -> bool:
+                held_bytes = 0
+                for path in chunk_files(found.chunks):
+                    with contextlib.suppress(OSError):
+                        held_bytes += path.stat().st_size
+                return held_bytes >= size_bytes
+
+            await eventually(is_storing, within_s=20, what="chunks are stored")
+            await asyncio.to_thread(agent.stop, signal.SIGKILL)
+            assert (await cluster.settled())["state"] == "failed"
+            await found.stop()
+            await found.link.set(rate_bytes_per_s=0.0)
+            await found.agent()
+            assert not list(found.chunks.rglob("*.new"))
+            again, link = await found.text_of(slow_model)
+            print(f"{link['saved_bytes']} of {link['weight_bytes']} bytes were there")
+            assert again == text
+            assert link["saved_bytes"] >= size_bytes - MIB

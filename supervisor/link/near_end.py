@@ -7,9 +7,8 @@ client that wants more gets the one connection to the real rpc-server, and keeps
 import asyncio
 import logging
 import ssl
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +31,7 @@ from agents.link_frames import (
     read_stored,
 )
 from agents.link_stream import LinkStream
-from agents.rpc_commands import SET_TENSOR_HASH, TensorData, command_name, size_answer
+from agents.rpc_commands import SET_TENSOR_HASH, TensorData, size_answer
 from agents.rpc_events import (
     End,
     Piece,
@@ -51,6 +50,7 @@ from supervisor.link.dialing import dial
 from supervisor.link.job import LOST, SERVING, LinkJob, LinkStats, WorkerJob
 from supervisor.link.known_tensors import KnownTensors
 from supervisor.link.local_client import LocalClient
+from supervisor.link.meter import Meter
 from supervisor.link.model_chunks import ModelChunks
 from supervisor.link.outbox import Outbox, Shut
 from supervisor.link.questions import FREE_OF_STATE, Answers
@@ -62,23 +62,9 @@ log = logging.getLogger(__name__)
 LOOPBACK: Final = "127.0.0.1"
 MOST_CLIENTS: Final = 64
 """llama-server has a few at a time; the oldest idle ones make room."""
-_SMALLEST_PREFILL_BYTES: Final = 64 << 10
+_HELD_BYTES: Final = 64 << 10
 _RETRY_S: Final = 0.25
 _HOLD_S: Final = 0.0005
-
-
-@dataclass(slots=True)
-class Timings:
-    """Of questions that wait for computing: how long they take here, and at the rpc-server."""
-
-    answers: int = 0
-    answered_s: float = 0.0
-    computed_s: float = 0.0
-
-    def add(self, answered_s: float, computed_s: float) -> None:
-        self.answers += 1
-        self.answered_s += answered_s
-        self.computed_s += computed_s
 
 
 class NearEnd:
@@ -120,11 +106,7 @@ class NearEnd:
         self._hash_asking: asyncio.Task[None] | None = None
         self._flushing: asyncio.TimerHandle | None = None
         self._state = LinkStats(worker.agent_id, port=self._reservation.port)
-        self._asked_at_s = 0.0
-        self._large_since_graph = False
-        self._graphs = 0
-        self._last_command = ""
-        self._timings = Timings()
+        self._meter = Meter()
 
     # -- making the link -------------------------------------------------------------------
 
@@ -196,7 +178,7 @@ class NearEnd:
         self._on_change()
 
     def _sentence(self, error: ProjectError) -> str:
-        phase, last = self._phase, self._last_command or "none yet"
+        phase, last = self._phase, self._meter.last_command or "none yet"
         return (
             f"the link to {self._worker.name} was lost in phase {phase}: {error} "
             f"(last command: {last})"
@@ -224,7 +206,7 @@ class NearEnd:
         if client is not self._owner:
             return
         self._owner = None
-        self._asked_at_s = 0.0
+        self._meter.stop_waiting()
         self._weights.forget()
         if not (self._is_open and self._is_clean and not client.responses.outstanding):
             self._shut()
@@ -273,7 +255,7 @@ class NearEnd:
             client is self._owner
             and not client.responses.outstanding
             and not client.is_raw
-            and self._out.waiting_bytes < _SMALLEST_PREFILL_BYTES
+            and self._out.waiting_bytes < _HELD_BYTES
             and not self._out.has_refs
         )
 
@@ -327,7 +309,7 @@ class NearEnd:
         if not self._is_open:
             self._is_open = True
             self._channel += 1
-            self._graphs = 0
+            self._meter.begin()
             self._bases.clear()
             self._weights.is_over = False
             self._link.send(Kind.OPEN, pack_open(self._channel, greets=is_greeted))
@@ -361,7 +343,6 @@ class NearEnd:
                 self._note(client, event, None)
                 self._out.emit(bytes(wire_bytes(event)))
                 if isinstance(event.about, TensorData):
-                    self._large_since_graph |= event.about.data_bytes >= _SMALLEST_PREFILL_BYTES
                     self._weights.begin(event.about)
             case Piece(data):
                 self._weights.feed(data)
@@ -388,18 +369,13 @@ class NearEnd:
     ) -> None:
         if event.command not in FREE_OF_STATE:
             self._is_clean = False
-        if event.command == Command.GRAPH_COMPUTE:
-            self._graphs += 1
-            self._weights.is_over = True
+        self._weights.is_over |= event.command == Command.GRAPH_COMPUTE
         if event.command == Command.FREE_BUFFER and isinstance(event, Request):
             self._bases.pop(int.from_bytes(event.body, "little"), None)
-        if event.command in (Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE):
-            self._large_since_graph = False
-        self._last_command = command_name(event.command)
+        self._meter.sends(event)
         if event.reply_bytes is not None:
             client.responses.expect(event)
             client.asked.append(kept)
-            self._asked_at_s = self._asked_at_s or time.perf_counter()
 
     # -- tensors that llama-server asks about by hash -----------------------------------------
 
@@ -487,10 +463,7 @@ class NearEnd:
         owner = self._owner
         if owner is None:
             return
-        if self._asked_at_s and took_us:
-            took_s, self._asked_at_s = time.perf_counter() - self._asked_at_s, 0.0
-            if self._graphs:
-                self._timings.add(took_s, took_us / 1e6)
+        self._meter.hears(took_us / 1e6)
         if not owner.is_raw:
             self._learn_from(owner, data)
         owner.write(bytes(data))
@@ -524,36 +497,32 @@ class NearEnd:
 
     @property
     def _phase(self) -> str:
-        if self._graphs == 0:
-            return "load" if self._is_open else "connect"
-        if self._owner is None or not self._owner.responses.outstanding:
-            return "idle"
-        return "prefill" if self._large_since_graph else "decode"
+        is_waiting = self._owner is not None and self._owner.responses.outstanding > 0
+        return self._meter.phase(is_open=self._is_open, is_waiting=is_waiting)
 
     def stats(self) -> LinkStats:
         """As of now."""
         link = self._link
         if self._state.state == LOST:
             return self._state
-        waiting_s = time.perf_counter() - self._asked_at_s if self._asked_at_s else 0.0
         return replace(
             self._state,
             round_trip_s=link.round_trip_s,
             phase=self._phase,
-            waiting_s=waiting_s,
+            waiting_s=self._meter.waiting_s,
             sent_bytes=link.sent_bytes,
             received_bytes=link.received_bytes,
-            graphs=self._graphs,
+            graphs=self._meter.graphs,
             clients=len(self._clients),
-            last_command=self._last_command,
+            last_command=self._meter.last_command,
             weight_bytes=self._weights.whole_bytes + self._out.weight_bytes,
             saved_bytes=self._out.saved_bytes,
             seeded_bytes=self._out.seeded_bytes,
             seed_done_bytes=self._seeder.done_bytes if self._seeder else 0,
             seed_total_bytes=self._seeder.total_bytes if self._seeder else 0,
-            answers=self._timings.answers,
-            answered_s=self._timings.answered_s,
-            computed_s=self._timings.computed_s,
+            answers=self._meter.answers,
+            answered_s=self._meter.answered_s,
+            computed_s=self._meter.computed_s,
         )
 
 

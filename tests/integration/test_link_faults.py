@@ -393,6 +393,10 @@ async def test_an_agent_that_is_killed_while_it_stores_loads_rightly_afterwards(
                         held_bytes += path.stat().st_size
                 return held_bytes >= size_bytes
 
+            for _ in range(20):
+                await asyncio.sleep(0.2)
+                d = await found.deployment()
+                print(d["state"], d["phase"], d["reason"], len(chunk_files(found.chunks)), (await found.link.traffic()))
             await eventually(is_storing, within_s=20, what="chunks are stored")
             await asyncio.to_thread(agent.stop, signal.SIGKILL)
             assert (await cluster.settled())["state"] == "failed"

@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from cluster import Cluster, Program, eventually
+from cluster import Cluster, Program, engine_pids, eventually
 from lab.links import Link, emulated_link
 
 from agents import ports
@@ -48,7 +48,26 @@ class World:
         self.place = place
 
     async def agent(self, *extra: str) -> Program:
-        return await self.cluster.agent("far", *self.place, *extra)
+        """Started, and heard of since: what is known of the one before does not count."""
+        program = await self.cluster.agent("far", *self.place, *extra, wait=False)
+        starts = program.said().count("agent.started")
+
+        async def has_started() -> bool:
+            assert program.process.poll() is None, program.said()
+            return program.said().count("agent.started") > starts
+
+        await eventually(has_started, within_s=20, what="the agent starts")
+        started_s = time.monotonic()
+
+        async def is_heard() -> bool:
+            device = await self.cluster.device("far")
+            since_s = time.monotonic() - started_s
+            return bool(
+                device and device["state"] == "ready" and device["silent_s"] < since_s - 0.1
+            )
+
+        await eventually(is_heard, within_s=20, what="the device is ready")
+        return program
 
     @property
     def chunks(self) -> Path:
@@ -71,8 +90,8 @@ class World:
         """Of llama-server, once it runs."""
 
         async def pid() -> int | None:
-            found: int | None = (await self.record()).get("pid")
-            return found
+            programs = {Path(f"/proc/{pid}/exe").resolve().name: pid for pid in engine_pids()}
+            return programs.get("llama-server")
 
         return int(await eventually(pid, within_s=10, what="llama-server runs"))
 
@@ -155,7 +174,7 @@ async def generating(world: World, prompt: str = PROMPT, tokens: int = 480) -> A
 
     async def complete() -> None:
         with contextlib.suppress(AssertionError, httpx.HTTPError):
-            await world.cluster.complete(prompt, tokens=tokens, ignore_eos=True)
+            await world.cluster.complete(prompt, tokens=tokens, ignore_eos=True, cache_prompt=False)
 
     task = asyncio.create_task(complete())
     await asyncio.sleep(0.7)
@@ -166,9 +185,11 @@ async def generating(world: World, prompt: str = PROMPT, tokens: int = 480) -> A
         await task
 
 
-def check(reason: str, phase: str, *commands: str) -> None:
+def check(reason: str, phases: str, *commands: str) -> None:
     """It names worker, phase and last command."""
-    assert reason.startswith(f"the link to far was lost in phase {phase}: "), reason
+    start, phase = reason.partition(": ")[0].split(" in phase ")
+    assert start == "the link to far was lost", reason
+    assert phase in phases.split(), reason
     last = reason.rpartition("(last command: ")[2].removesuffix(")")
     assert last in commands, reason
 
@@ -202,15 +223,18 @@ async def test_a_link_that_goes_silent_during_prefill(cluster: Cluster, slow_mod
         before = found.pids()
         await found.launched(slow_model, ctx_tokens=2048)
         pid, rpc_server = await found.engine_pid(), await found.rpc_server_pid()
+        prompt = "The river is wide and the " * 150
+        # Once before, so that nothing of the second time has to be asked ahead of its graph.
+        await cluster.complete(prompt, tokens=1, cache_prompt=False)
         os.kill(rpc_server, signal.SIGSTOP)  # so that it is in prefill for as long as we like
         try:
-            async with generating(found, "The river is wide and the " * 150, 1):
+            async with generating(found, prompt, 1):
                 since_s = time.monotonic()
                 await found.link.black_hole()
                 reason = await found.lost(pid, since_s, QUICK_S + LATE_S)
         finally:
             os.kill(rpc_server, signal.SIGCONT)
-        check(reason, "prefill", "GRAPH_COMPUTE", "GET_TENSOR", "GET_ALLOC_SIZE", "SET_TENSOR")
+        check(reason, "prefill", "GET_TENSOR")
         await found.works_again(slow_model, before)
 
 
@@ -261,14 +285,13 @@ async def test_a_link_that_is_cut_during_decode_is_known_at_once(
             since_s = time.monotonic()
             await found.link.cut()
             reason = await found.lost(pid, since_s, 2.0)
-        check(reason, "decode", *DECODING)
+        check(reason, "decode idle", *DECODING)  # idle: between two tokens
         assert "connection" in reason
         await found.works_again(slow_model, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
 async def test_a_link_process_that_is_killed_during_decode_ends_the_launch_and_is_named(
-    cluster: Cluster, slow_model: Path, number: signal.Signals
+    cluster: Cluster, slow_model: Path
 ) -> None:
     async with world(cluster, USUAL_S) as found:
         before = found.pids()
@@ -276,10 +299,9 @@ async def test_a_link_process_that_is_killed_during_decode_ends_the_launch_and_i
         pid, link = await found.engine_pid(), await found.link_process_pid()
         async with generating(found):
             since_s = time.monotonic()
-            os.kill(link, number)
+            os.kill(link, signal.SIGKILL)
             reason = await found.lost(pid, since_s, 2.0)
-        assert "the link process" in reason
-        assert number is not signal.SIGKILL or "SIGKILL" in reason
+        assert reason.startswith("the link process was killed by SIGKILL"), reason
         await found.works_again(slow_model, before)
 
 
@@ -290,54 +312,22 @@ def chunk_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path: Path) -> None:
-    os.truncate(path, 0)
-
-
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 4
-    path.write_bytes(data)
-
-
-async def test_chunks_that_were_harmed_are_fetched_again(
+async def test_a_store_that_disappears_under_its_agent_is_filled_again(
     cluster: Cluster, slow_model: Path
 ) -> None:
     async with world(cluster) as found:
         text, first = await found.text_of(slow_model)
         assert text.strip()
-        assert chunk_files(found.chunks)
-        harms: list[Callable[[Path], None]] = [truncate, flip_a_bit, Path.unlink, empty]
-        for harm in harms:
-            for path in chunk_files(found.chunks)[::3]:
-                harm(path)
-            again, link = await found.text_of(slow_model)
-            share = link["saved_bytes"] / max(link["weight_bytes"], 1)
-            print(f"{harm.__name__}: {link['sent_bytes']} bytes sent, {share:.0%} saved")
-            assert again == text
-            assert first["sent_bytes"] / 5 < link["sent_bytes"] < first["sent_bytes"] / 2
+        for path in chunk_files(found.chunks)[::3]:
+            os.truncate(path, 0)
+        again, link = await found.text_of(slow_model)
+        assert again == text
+        assert first["sent_bytes"] / 5 < link["sent_bytes"] < first["sent_bytes"] / 2
         shutil.rmtree(found.chunks)
-        again, link = await found.text_of(slow_model)
-        assert again == text
-        again, link = await found.text_of(slow_model)
-        assert again == text
+        for _ in range(2):
+            again, link = await found.text_of(slow_model)
+            assert again == text
         assert link["sent_bytes"] < first["sent_bytes"] / 20, "it is whole again"
-
-
-async def test_a_store_with_too_little_room_still_loads(cluster: Cluster, slow_model: Path) -> None:
-    async with world(cluster, QUICK_S, "--store-gib", "0.004") as found:
-        text, first = await found.text_of(slow_model)
-        again, second = await found.text_of(slow_model)
-        held_bytes = sum(path.stat().st_size for path in chunk_files(found.chunks))
-        print(f"{held_bytes} bytes held, {first['sent_bytes']} and {second['sent_bytes']} sent")
-        assert 1 * MIB < held_bytes <= 0.004 * (1 << 30)
-        assert again == text
-        assert text.strip()
-        assert second["sent_bytes"] < first["sent_bytes"] - MIB, "what there is room for is kept"
 
 
 @contextlib.contextmanager
@@ -374,37 +364,32 @@ async def test_a_full_disk_and_one_that_cannot_be_written_still_load(
             assert "chunk_store.stopped_storing" in cluster.programs[-1].said()
 
 
-async def test_an_agent_that_is_killed_while_it_stores_loads_rightly_afterwards(
+async def test_what_an_agent_stored_before_it_was_killed_is_not_sent_again(
     cluster: Cluster, slow_model: Path
 ) -> None:
     async with world(cluster) as found:
-        text, _ = await found.text_of(slow_model)
-        for size_bytes in (3 * MIB, 12 * MIB):
-            shutil.rmtree(found.chunks)
-            await asyncio.to_thread(cluster.programs[-1].stop)
-            agent = await found.agent()
-            await found.link.set(rate_bytes_per_s=12e6)
-            assert (await cluster.launch(slow_model, devices=["far"])).status_code == 201
+        text, first = await found.text_of(slow_model)
+        shutil.rmtree(found.chunks)
+        await asyncio.to_thread(cluster.programs[-1].stop)
+        agent = await found.agent()
+        await found.link.set(rate_bytes_per_s=12e6)
+        assert (await cluster.launch(slow_model, devices=["far"])).status_code == 201
 
-            async def is_storing(size_bytes: int = size_bytes) -> bool:
-                held_bytes = 0
-                for path in chunk_files(found.chunks):
-                    with contextlib.suppress(OSError):
-                        held_bytes += path.stat().st_size
-                return held_bytes >= size_bytes
+        async def is_storing() -> bool:
+            held_bytes = 0
+            for path in chunk_files(found.chunks):
+                with contextlib.suppress(OSError):
+                    held_bytes += path.stat().st_size
+            return held_bytes >= 12 * MIB
 
-            for _ in range(20):
-                await asyncio.sleep(0.2)
-                d = await found.deployment()
-                print(d["state"], d["phase"], d["reason"], len(chunk_files(found.chunks)), (await found.link.traffic()))
-            await eventually(is_storing, within_s=20, what="chunks are stored")
-            await asyncio.to_thread(agent.stop, signal.SIGKILL)
-            assert (await cluster.settled())["state"] == "failed"
-            await found.stop()
-            await found.link.set(rate_bytes_per_s=0.0)
-            await found.agent()
-            assert not list(found.chunks.rglob("*.new"))
-            again, link = await found.text_of(slow_model)
-            print(f"{link['saved_bytes']} of {link['weight_bytes']} bytes were there")
-            assert again == text
-            assert link["saved_bytes"] >= size_bytes - MIB
+        await eventually(is_storing, within_s=20, what="chunks are stored")
+        await asyncio.to_thread(agent.stop, signal.SIGKILL)
+        assert (await cluster.settled())["state"] == "failed"
+        await found.stop()
+        await found.link.set(rate_bytes_per_s=0.0)
+        await found.agent()
+        again, link = await found.text_of(slow_model)
+        print(f"{link['sent_bytes']} of {first['sent_bytes']} bytes were sent again")
+        assert again == text
+        assert link["sent_bytes"] <= first["sent_bytes"] - 11 * MIB
+        assert not list(found.chunks.rglob("*.new"))

@@ -23,7 +23,7 @@ from agents.rpc_server import RpcServer
 log = logging.getLogger(__name__)
 
 HANDSHAKE_S: Final = 5.0
-MOST_UNPROVEN: Final = 64
+MOST_UNPROVEN: Final = 32
 """Callers that have not proved who they are; more would cost memory and nothing else."""
 MOST_SESSIONS: Final = 8
 _HELLO_S: Final = 5.0
@@ -110,9 +110,11 @@ class FarEnd:
                 ssl=self._context,
                 ssl_handshake_timeout=HANDSHAKE_S,
             )
-        except (OSError, ssl.SSLError):
+        except (OSError, ssl.SSLError) as exc:
             session.close(LinkLost("the handshake failed"))
             caller.close()
+            # Its frames would keep asyncio's buffers of this caller until they are collected.
+            exc.__traceback__ = None
             return
         except BaseException:
             session.close(LinkLost("too many callers"))
@@ -121,6 +123,8 @@ class FarEnd:
         if _name_of(transport) != SUPERVISOR_NAME or len(self._sessions) >= MOST_SESSIONS:
             session.close(LinkRefused("only the supervisor may open a link"))
             return
+        if session.link.is_over:
+            return  # its first words were wrong; it was forgotten before it was known
         self._sessions.add(session)
         asyncio.get_running_loop().call_later(_HELLO_S, self._expect_hello, session)
 

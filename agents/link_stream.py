@@ -138,6 +138,7 @@ class LinkStream(asyncio.BufferedProtocol):
         self.is_over = True
         if self._beating is not None:
             self._beating.cancel()
+        self._buffer, self._start, self._end = memoryview(b""), 0, 0
         if self._transport is not None:
             # Not close(): a peer that is gone would never answer TLS's goodbye.
             self._transport.abort()
@@ -159,13 +160,15 @@ class LinkStream(asyncio.BufferedProtocol):
         if self.is_over:
             transport.abort()
             return
-        # Not before: a far end makes a stream for every caller, and most of a flood never get here.
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         transport.set_write_buffer_limits(_WRITE_HIGH_BYTES)
         self._heard_at_s = self._loop.time()
         self._on_made()
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        if not self._buffer:
+            # Not before: a far end makes a stream for every caller, and hardly any of a flood gets
+            # so far.
+            self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         return self._buffer[self._end :]
 
     def buffer_updated(self, count: int) -> None:
@@ -175,7 +178,8 @@ class LinkStream(asyncio.BufferedProtocol):
         try:
             self._read_frames()
         except ProjectError as exc:
-            self.end(exc)
+            # Its frames would keep this stream in memory until they are collected.
+            self.end(exc.with_traceback(None))
         except Exception as exc:
             log.exception("link.bug")
             self.end(LinkFraming(f"internal error: {exc!r}; please report it"))
@@ -190,6 +194,8 @@ class LinkStream(asyncio.BufferedProtocol):
                 self._hear_beat(frame.body)
             else:
                 self._on_frame(frame)
+        if self.is_over:
+            return
         left_bytes = self._end - self._start
         if self._start and (left_bytes == 0 or self._end > MOST_FRAME_BYTES // 2):
             self._buffer[:left_bytes] = bytes(self._buffer[self._start : self._end])

@@ -23,7 +23,7 @@ ALL_HERE_S = 3.0
 GONE_S = 15.0
 MOST_GROWTH_BYTES = 24 * MIB
 MOST_GROWTH_AMID_BYTES = 40 * MIB
-"""While they are there: 64 unproven callers have 256 KiB each in asyncio's TLS alone."""
+"""While they are there: 32 unproven callers have 256 KiB each in asyncio's TLS alone."""
 
 
 @dataclass(frozen=True, slots=True)

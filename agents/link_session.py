@@ -115,7 +115,8 @@ class Session:
         if self._upstream is not None:
             self._upstream.abort()
         self._pins.close()
-        self._chunks.clear()
+        for each in (self._chunks, self._wanted, self._storing):
+            each.clear()
         self._on_end(self)
 
     # -- frames ----------------------------------------------------------------------------

@@ -135,6 +135,7 @@ class Upstream(asyncio.BufferedProtocol):
         """Cut the connection; the owner is not told."""
         self._is_over = True
         self._queue.clear()
+        self._buffer = memoryview(b"")  # timers may keep us for a while
         if self._transport is not None:
             self._transport.abort()
 
@@ -229,7 +230,8 @@ class Upstream(asyncio.BufferedProtocol):
             return False
         if event.command == Command.ALLOC_BUFFER and len(data) == _ALLOCATED_BYTES:
             handle, _ = _PAIR.unpack(event.body)
-            if handle and not self._queue and self._can_write:
+            is_free = self._talk is not None and self._talk.requests.is_between_messages
+            if handle and is_free and not self._queue and self._can_write:
                 self._allocated = (handle, bytes(data))
                 body = _LENGTH.pack(handle)
                 self._write_now(encode_request(Command.BUFFER_GET_BASE, body))

@@ -41,6 +41,7 @@ from supervisor.link.weights import WeightSender
 log = logging.getLogger(__name__)
 
 LOOPBACK: Final = "127.0.0.1"
+_MOST_BUFFERS: Final = 1 << 16
 
 
 class NearEnd:
@@ -100,7 +101,8 @@ class NearEnd:
         self._weights.stores = self._worker.stores and welcome.stores
         if self._weights.stores and self._chunks is not None and self._worker.tensors:
             self._seeding = asyncio.create_task(self._seed(self._chunks))
-        self._state = replace(self._state, state=SERVING, rpc_protocol=welcome.rpc_protocol)
+        if not self._link.is_over:
+            self._state = replace(self._state, state=SERVING, rpc_protocol=welcome.rpc_protocol)
         self._on_change()
 
     def close(self) -> None:
@@ -175,6 +177,8 @@ class NearEnd:
                 self._out.on_need(read_need(frame.body))
             case Kind.BASE:
                 handle, base = read_base(frame.body)
+                if len(self._reception.bases) >= _MOST_BUFFERS:
+                    raise LinkLost(f"the far end tells of more than {_MOST_BUFFERS} buffers")
                 self._reception.bases[handle] = base
             case Kind.DONE:
                 self._out.on_done(read_number(frame.body, frame.kind))

@@ -347,6 +347,8 @@ class Reception:
         if channel != self._channel:
             return
         self.is_open = False
+        self._out.drop()
+        self._weights.forget()
         owner, self._owner = self._owner, None
         if owner is not None and owner.has_ended:
             owner.finish()

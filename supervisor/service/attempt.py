@@ -1,6 +1,7 @@
 """One launch: workers, verify, spawn, load, first token, watch, end."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -42,6 +43,7 @@ SET_BY_US = {"GGML_NO_BACKTRACE": "1"}
 
 _SPEED_EVERY_S = 5.0
 _LINKS_EVERY_S = 2.0
+_LAST_WORDS_S = 0.5
 _LOST_GRACE_S = 1.0
 
 Report = Callable[..., None]
@@ -358,7 +360,7 @@ class Attempt:
         """Why llama-server ended; a worker that says it died itself is the better witness."""
         assert self._process is not None
         if self._links is not None:
-            self._links.raise_if_lost()
+            await self._raise_if_links_lost(self._links)
         if self._workers is not None and (lost := await self._workers.witness(phase)) is not None:
             return lost
         for stats in self._links.stats().values() if self._links is not None else ():
@@ -367,6 +369,16 @@ class Attempt:
         how = describe_exit(self._process.exit_status)
         lines = await asyncio.to_thread(tail, self._process.log_path, 80)
         return explain_exit(how, lines, phase)
+
+    async def _raise_if_links_lost(self, links: Links) -> None:
+        """llama-server may be seen to end a moment before the link that cut it off says why."""
+        deadline_s = time.monotonic() + _LAST_WORDS_S
+        links.raise_if_lost()
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await links.changed()
+            links.raise_if_lost()
 
     def _milestone(self, name: str) -> None:
         at_s = time.monotonic() - self._asked_at_s

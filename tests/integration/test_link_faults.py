@@ -24,7 +24,7 @@ QUICK_S, USUAL_S = 1.5, 5.0
 """``link_silence_s``: for quick tests, and the default."""
 LATE_S = 2.0
 """The issue's: a lost link is known so long after the silence that is allowed."""
-SETTINGS = {"heartbeat_s": 0.5, "retry_limit": 0}
+SETTINGS: dict[str, Any] = {"heartbeat_s": 0.5, "retry_limit": 0}
 """After READY a launch repairs itself; here its end is looked at."""
 PROMPT = "The river is wide and"
 LOADING = ("SET_TENSOR", "GET_ALLOC_SIZE", "ALLOC_BUFFER", "BUFFER_GET_BASE", "INIT_TENSOR")
@@ -33,7 +33,7 @@ DECODING = ("GET_TENSOR", "GRAPH_COMPUTE", "GRAPH_RECOMPUTE", "SET_TENSOR")
 
 @pytest.fixture(scope="session")
 def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """26 MB, enough for seconds of load over a slow link and of prefill."""
+    """41 MB, enough for seconds of load over a slow link."""
     path = tmp_path_factory.mktemp("models") / "slow.gguf"
     write_demo_model(path, layers=6, embedding=768, feed_forward=2048, heads=12, recite=False)
     return path

@@ -150,7 +150,8 @@ class RpcStandIn:
     triple: Triple = SEVEN
     port: int = 0
     received: list[bytearray] = field(default_factory=list)
-    """Of each connection, from its HELLO on."""
+    """Of each connection, from its HELLO on, as much as is kept."""
+    most_kept_bytes: int = 1 << 40
     open: int = 0
     is_dumb: bool = False
     """It never answers anything."""
@@ -173,10 +174,14 @@ class RpcStandIn:
     async def _talk(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, got: bytearray
     ) -> None:
+        def keep(piece: bytes) -> None:
+            nonlocal got
+            got += piece[: max(self.most_kept_bytes - len(got), 0)]
+
         while True:
             await self.reads.wait()
             head = await reader.readexactly(9)
-            got += head
+            keep(head)
             command, left = struct.unpack("<BQ", head)
             body = bytearray()
             while left:
@@ -184,7 +189,7 @@ class RpcStandIn:
                 piece = await reader.read(min(left, 64 << 10))
                 if not piece:
                     return
-                got += piece
+                keep(piece)
                 left -= len(piece)
                 body += piece if len(body) < 4096 else b""
             if not self.is_dumb:
@@ -204,9 +209,9 @@ class RpcStandIn:
 
 @contextlib.asynccontextmanager
 async def rpc_stand_in(
-    triple: Triple = SEVEN, *, is_dumb: bool = False
+    triple: Triple = SEVEN, *, is_dumb: bool = False, most_kept_bytes: int = 1 << 40
 ) -> AsyncIterator[RpcStandIn]:
-    made = RpcStandIn(triple, is_dumb=is_dumb)
+    made = RpcStandIn(triple, is_dumb=is_dumb, most_kept_bytes=most_kept_bytes)
     made.reads.set()
     server = await asyncio.start_server(made.serve, "127.0.0.1", 0, limit=64 << 10)
     made.port = server.sockets[0].getsockname()[1]

@@ -190,9 +190,10 @@ class Reception:
         return answer is not None
 
     def _base(self, client: LocalClient, request: Request) -> bytes | None:
+        """Once per buffer, as llama-server asks; who asks again wants the rpc-server's word."""
         if request.command != Command.BUFFER_GET_BASE or client is not self._owner:
             return None
-        base = self.bases.get(int.from_bytes(request.body, "little"))
+        base = self.bases.pop(int.from_bytes(request.body, "little"), None)
         return None if base is None else size_answer(base)
 
     # -- the one connection to the rpc-server ----------------------------------------------

@@ -46,14 +46,18 @@ class Reservation:
             self._lock = -1
 
 
-def reserve(host: str, wanted: int = 0) -> Reservation:
-    """Reserve ``wanted``, or any free port of our range.
+def reserve(host: str, wanted: int = 0, *, from_top: bool = False) -> Reservation:
+    """Reserve ``wanted``, or any free port of our range, the lowest or the highest first.
+
+    Links take the highest ones: they are made while rpc-servers start, and programs with different
+    temporary folders do not see each other's reservations.
 
     Raises:
         PortInUse: ``wanted`` is taken, or ``host`` is no address of this host.
         NoFreePort: All ports of the range are taken.
     """
-    for port in [wanted] if wanted else RPC_PORTS:
+    candidates = reversed(RPC_PORTS) if from_top else RPC_PORTS
+    for port in [wanted] if wanted else candidates:
         lock = _try_lock(port)
         if lock is None:
             continue

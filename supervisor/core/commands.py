@@ -154,7 +154,10 @@ def planned_commands(
         argv = rpc_server_argv(program, host, port, facts.threads or facts.cores, names)
         commands.append((first.device, argv))
     if not direct:
-        endpoints = {agent: f"{LOOPBACK}:{_next_port(ports, LOOPBACK)}" for agent in endpoints}
+        tops = reversed(RPC_PORTS)
+        endpoints = {
+            agent: f"{LOOPBACK}:{port}" for agent, port in zip(endpoints, tops, strict=False)
+        }
     port = _next_port(ports, LOOPBACK)
     own = llama_server_argv(llama_server, plan, endpoints, port=port, known=known, alias=alias)
     return [*commands, ("", own)]

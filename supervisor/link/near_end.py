@@ -63,7 +63,7 @@ class NearEnd:
         self._context = context
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
-        self._reservation = ports.reserve(LOOPBACK)
+        self._reservation = ports.reserve(LOOPBACK, from_top=True)
         self._listener = ports.listen(LOOPBACK, self._reservation.port, "a near end")
         self._server: asyncio.Server | None = None
         self._welcomed: asyncio.Future[Welcome] = self._loop.create_future()

@@ -183,8 +183,8 @@ def test_with_links_every_rpc_server_listens_on_loopback_only() -> None:
     commands = planned_commands(made, facts, "llama-server", known=frozenset(), alias="m")
     assert [argv[argv.index("-H") + 1] for _, argv in commands[:2]] == ["127.0.0.1"] * 2
     own = commands[2][1]
-    assert own[own.index("--rpc") + 1] == "127.0.0.1:8110,127.0.0.1:8111"
-    assert own[own.index("--port") + 1] == "8112"
+    assert own[own.index("--rpc") + 1] == "127.0.0.1:8199,127.0.0.1:8198"
+    assert own[own.index("--port") + 1] == "8110"
 
 
 def test_planned_rpc_servers_on_one_host_have_different_ports() -> None:
@@ -197,7 +197,7 @@ def test_planned_rpc_servers_on_one_host_have_different_ports() -> None:
         argv[argv.index(flag) + 1]
         for flag, (_, argv) in zip(("-p", "-p", "--port"), commands, strict=True)
     ]
-    assert ports == ["8110", "8111", "8114"], "the near ends have those between"
+    assert ports == ["8110", "8111", "8112"], "near ends have those at the other end"
 
 
 @pytest.mark.parametrize(

@@ -91,4 +91,3 @@ class LinkStats:
     computed_s: float = 0.0
     """Part of it that the rpc-server took; the rest is the wire."""
     clients: int = 0
-    refused_clients: int = 0

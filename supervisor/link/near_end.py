@@ -9,16 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from agents import ports
-from agents.contract import read
 from agents.errors import LinkLost, LinkRefused, ProjectError
 from agents.link_frames import (
-    LINK_PROTOCOL,
     Frame,
     Kind,
-    Refused,
-    Welcome,
     read_base,
-    read_json,
     read_need,
     read_number,
     read_numbered,
@@ -27,7 +22,7 @@ from agents.link_frames import (
 )
 from agents.link_stream import LinkStream
 from supervisor.link.alloc_sizes import AllocSizes
-from supervisor.link.dialing import dial
+from supervisor.link.dialing import Call
 from supervisor.link.job import LOST, SERVING, LinkJob, LinkStats, WorkerJob
 from supervisor.link.known_tensors import KnownTensors
 from supervisor.link.meter import Meter
@@ -66,11 +61,11 @@ class NearEnd:
         self._reservation = ports.reserve(LOOPBACK, from_top=True)
         self._listener = ports.listen(LOOPBACK, self._reservation.port, "a near end")
         self._server: asyncio.Server | None = None
-        self._welcomed: asyncio.Future[Welcome] = self._loop.create_future()
         self._chunks = chunks
         self._seeding: asyncio.Task[None] | None = None
         self._seeder: Seeder | None = None
         self._link = LinkStream(self._on_frame, self._on_link_end, self._on_room)
+        self._call = Call(self._link, job, worker)
         self._out = Outbox(self._link, job.window_bytes, chunks, self._on_stream_room)
         self._weights = WeightSender(self._out, KnownTensors(Path(job.folder) / "tensors"))
         self._meter = Meter()
@@ -88,15 +83,7 @@ class NearEnd:
             ProjectError: Why not, after at most ``connect_s`` seconds.
         """
         self._server = await self._loop.create_server(self._reception.connect, sock=self._listener)
-        try:
-            async with asyncio.timeout(self._job.connect_s):
-                await dial(self._link, self._job, self._worker, self._context)
-                welcome = await self._welcomed
-        except TimeoutError:
-            raise LinkLost(
-                f"the far end of {self._worker.name} at {self._worker.where} did not admit launch "
-                f"{self._job.launch} within {self._job.connect_s:g} s"
-            ) from None
+        welcome = await self._call.admitted(self._context)
         self._reception.answers = Answers.of(welcome, self._sizes)
         self._weights.stores = self._worker.stores and welcome.stores
         if self._weights.stores and self._chunks is not None and self._worker.tensors:
@@ -132,11 +119,8 @@ class NearEnd:
     def _on_link_end(self, error: ProjectError) -> None:
         """llama-server must not wait for a link that is gone: it fails at once when cut off."""
         self._end_tasks()
-        if not self._welcomed.done():
-            self._welcomed.set_exception(
-                error if isinstance(error, LinkRefused) else LinkLost(self._sentence(error))
-            )
-            self._welcomed.exception()
+        is_refusal = isinstance(error, LinkRefused)
+        self._call.end(error if is_refusal else LinkLost(self._sentence(error)))
         if self._state.state != LOST:
             self._state = replace(
                 self.stats(), state=LOST, error_code=error.code, detail=self._sentence(error)
@@ -189,22 +173,10 @@ class NearEnd:
                 self._out.on_stored(name, is_stored=is_stored)
             case Kind.SHUT:
                 self._reception.on_shut(*read_shut(frame.body))
-            case Kind.WELCOME:
-                self._hear_welcome(read(Welcome, read_json(frame.body)))
-            case Kind.REFUSED:
-                refused = read(Refused, read_json(frame.body))
-                self._link.end(LinkRefused(f"{self._worker.name}: {refused.detail}"))
+            case _ if self._call.hears(frame):
+                pass
             case _:
                 raise LinkLost(f"{frame.kind.name} is not for a near end")
-
-    def _hear_welcome(self, welcome: Welcome) -> None:
-        if welcome.protocol != LINK_PROTOCOL:
-            raise LinkRefused(
-                f"{self._worker.name} speaks link protocol {welcome.protocol}, we "
-                f"{LINK_PROTOCOL}; update the older one"
-            )
-        if not self._welcomed.done():
-            self._welcomed.set_result(welcome)
 
     # -- seen ------------------------------------------------------------------------------
 

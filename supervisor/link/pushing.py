@@ -6,18 +6,14 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 
-from agents.contract import read
 from agents.errors import LinkLost, LinkRefused, ProjectError
 from agents.link_frames import (
     Frame,
     Kind,
-    Refused,
-    Welcome,
-    read_json,
     read_stored,
 )
 from agents.link_stream import LinkStream
-from supervisor.link.dialing import dial
+from supervisor.link.dialing import Call
 from supervisor.link.job import DONE, LOST, SERVING, LinkJob, LinkStats, WorkerJob
 from supervisor.link.model_chunks import ModelChunks
 from supervisor.link.outbox import Outbox
@@ -37,12 +33,11 @@ class Push:
         chunks: ModelChunks,
         on_change: Callable[[], None],
     ) -> None:
-        self._job = job
         self._worker = worker
         self._context = context
         self._on_change = on_change
-        self._welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
         self._link = LinkStream(self._on_frame, self._on_link_end, self._on_link_room)
+        self._call = Call(self._link, job, worker)
         self._out = Outbox(self._link, job.window_bytes, chunks, lambda: None)
         self._seeder = Seeder(self._out, chunks, worker.tensors)
         self._state = LinkStats(worker.agent_id)
@@ -54,15 +49,7 @@ class Push:
         Raises:
             ProjectError: Why not, after at most ``connect_s`` seconds.
         """
-        try:
-            async with asyncio.timeout(self._job.connect_s):
-                await dial(self._link, self._job, self._worker, self._context)
-                welcome = await self._welcomed
-        except TimeoutError:
-            raise LinkLost(
-                f"{self._worker.name} at {self._worker.where} did not answer within "
-                f"{self._job.connect_s:g} s"
-            ) from None
+        welcome = await self._call.admitted(self._context)
         if not welcome.stores:
             raise LinkRefused(
                 f"{self._worker.name} keeps no weights; start its agent without --store-gib 0"
@@ -118,9 +105,7 @@ class Push:
         if self._working is not None:
             self._working.cancel()
         self._out.close()
-        if not self._welcomed.done():
-            self._welcomed.set_exception(error)
-            self._welcomed.exception()
+        self._call.end(error)
         if self._state.state != DONE:
             named = f"{self._worker.name}: {error}"
             self._state = replace(self.stats(), state=LOST, error_code=error.code, detail=named)
@@ -133,10 +118,7 @@ class Push:
             case Kind.STORED:
                 name, is_stored = read_stored(frame.body)
                 self._out.on_stored(name, is_stored=is_stored)
-            case Kind.WELCOME:
-                if not self._welcomed.done():
-                    self._welcomed.set_result(read(Welcome, read_json(frame.body)))
-            case Kind.REFUSED:
-                self._link.end(LinkRefused(read(Refused, read_json(frame.body)).detail))
+            case _ if self._call.hears(frame):
+                pass
             case _:
                 raise LinkLost(f"{frame.kind.name} is not for a push")

@@ -70,6 +70,7 @@ class Outbox:
         self.on_their_way: set[ChunkName] = set()
         """What the stream has named; the far end asks for it if need be."""
         self.refuses_seeds = False
+        self._keeps_seeds = False
         self.weight_bytes = self.saved_bytes = self.seeded_bytes = 0
 
     # -- the stream of requests ------------------------------------------------------------
@@ -197,11 +198,11 @@ class Outbox:
             answered.set_result(None)
 
     async def seed(self, name: ChunkName, data: bytes) -> None:
-        """Send a chunk ahead, when there is room."""
-        while self._link.is_full or sum(self._seeds.values()) >= self._seed_window_bytes:
+        """Send a chunk ahead, when there is room; the first alone, as the store may be full."""
+        while self._link.is_full or sum(self._seeds.values()) >= self._most_seed_bytes:
             self._seed_room.clear()
             await self._seed_room.wait()
-        if name in self.held or name in self.on_their_way:
+        if self.refuses_seeds or name in self.held or name in self.on_their_way:
             return
         self._seeds[name] = len(data)
         # What follows by name finds it there: the far end reads in order.
@@ -209,10 +210,16 @@ class Outbox:
         self.seeded_bytes += len(data)
         self._link.send(Kind.SEED, data, head=name)
 
+    @property
+    def _most_seed_bytes(self) -> int:
+        return self._seed_window_bytes if self._keeps_seeds else 1
+
     def on_stored(self, name: ChunkName, *, is_stored: bool) -> None:
         """The far end has put a seed away, or could not."""
         self._seeds.pop(name, None)
-        if not is_stored:
+        if is_stored:
+            self._keeps_seeds = True
+        else:
             self.refuses_seeds = True
             self.held.discard(name)
         self._seed_room.set()

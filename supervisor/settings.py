@@ -62,10 +62,36 @@ class Settings(FrozenModel):
     health_timeout_s: Seconds = Field(5.0, gt=0, description="of one /health poll")
     grace_s: Seconds = Field(10.0, gt=0, description="from SIGTERM to SIGKILL of llama-server")
 
-    retry_first_s: Seconds = Field(5.0, description="pause before the first repair")
+    drain_s: Seconds = Field(30.0, description="for running requests to end before a stop")
+    lease_s: Seconds = Field(
+        300.0, gt=0, description="an agent that hears nothing of us this long stops its rpc-server"
+    )
+
+    frozen_after_s: Seconds = Field(
+        3.0, gt=0, description="a process that is stopped, or owes an answer and does nothing"
+    )
+    hang_factor: float = Field(
+        5.0, ge=1, description="times the expected duration of a step until it counts as hung"
+    )
+    hang_least_s: Seconds = Field(20.0, gt=0, description="but never before this long")
+    canary_after_s: Seconds = Field(
+        300.0, gt=0, description="idle and unproven for this long: one token is asked for"
+    )
+
+    retry_first_s: Seconds = Field(1.0, description="longest pause before the first repair")
     retry_longest_s: Seconds = Field(300.0, description="longest pause between repairs")
-    retry_limit: int = Field(5, ge=0, description="repairs in a row before giving up")
+    retry_limit: int = Field(8, ge=0, description="repairs in a row before giving up")
     ready_earned_s: Seconds = Field(300.0, description="READY for this long forgives failures")
+    flaps: int = Field(3, ge=1, description="losses of a device in flap_window_s set it aside")
+    flap_window_s: Seconds = Field(600.0, gt=0, description="in which losses of a device count")
+    aside_first_s: Seconds = Field(60.0, description="how long a device is set aside at first")
+    aside_longest_s: Seconds = Field(3600.0, description="and at most, doubled each time")
+    rejoin: Literal["idle", "now", "never"] = Field(
+        "idle", description="when to relaunch for a device that came back or joined"
+    )
+    rejoin_gain: float = Field(
+        1.2, ge=1, description="predicted speed over present speed that is worth a relaunch"
+    )
 
 
 def load(toml_text: str, environ: Mapping[str, str], *, default_folder: Path) -> Settings:

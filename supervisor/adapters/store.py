@@ -35,6 +35,10 @@ MIGRATIONS = (
         agent_id TEXT NOT NULL, ggml_device TEXT NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL,
         PRIMARY KEY (agent_id, ggml_device, kind));
     """,
+    """
+    CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, body TEXT NOT NULL);
+    CREATE TABLE lessons (agent_id TEXT PRIMARY KEY, body TEXT NOT NULL);
+    """,
 )
 
 _TOKEN_KEPT_S = 24 * 3600.0

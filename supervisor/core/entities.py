@@ -265,6 +265,46 @@ class PushView(FrozenModel):
     eta_s: Seconds | None = None
 
 
+class Action(StrEnum):
+    """What a repair changes before it tries again."""
+
+    RETRY = "retry"
+    SMALLER_UBATCH = "smaller ubatch"
+    SMALLER_SHARE = "smaller share"
+    EXCLUDE = "exclude"
+    GIVE_UP = "give up"
+
+
+class Cause(FrozenModel):
+    """Why something ended or cannot begin: for people, for programs, and for the repair."""
+
+    code: str = Field(description="of an error; docs/errors.md has a section for each")
+    sentence: str = Field(description="what happened, with the numbers")
+    evidence: tuple[str, ...] = Field(default=(), description="lines that show it, best first")
+    remedy: str = Field(default="", description="what to do, or what is being done")
+    action: Action = Action.RETRY
+    agent_id: str = Field(default="", description="of the device that it is about")
+    device: str = Field(default="", description="name of that device")
+
+    @property
+    def text(self) -> str:
+        """Both sentences in one line."""
+        return f"{self.sentence}; {self.remedy}" if self.remedy else self.sentence
+
+
+class EventRecord(FrozenModel):
+    """Something that happened, kept: a change of state with time and reason."""
+
+    id: int = Field(default=0, description="counts up; 0: not stored yet")
+    at: str = Field(description="UTC, ISO 8601 with milliseconds")
+    kind: Literal["deployment", "device", "supervisor"]
+    subject: str = Field(description="name of what changed")
+    change: str = Field(description="such as 'ready -> degraded'")
+    launch_id: LaunchId | None = None
+    code: str = ""
+    text: str = Field(default="", description="the reason, one line")
+
+
 class LaunchRecord(FrozenModel):
     """One attempt to run a deployment: everything needed to repeat it by hand."""
 
@@ -287,6 +327,7 @@ class LaunchRecord(FrozenModel):
     outcome: str = "starting"
     error_code: str = ""
     reason: str = ""
+    cause: Cause | None = None
     ended_at: str = ""
 
 
@@ -308,6 +349,7 @@ class Deployment(FrozenModel):
     state: State = State.PENDING
     reason: str = ""
     error_code: str = ""
+    cause: Cause | None = Field(default=None, description="of the last failure, until READY again")
     phase: str = ""
     since: str = ""
     failures: int = 0

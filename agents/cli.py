@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import platformdirs
 
@@ -243,11 +244,16 @@ async def _serve(
         },
     )
     serving = asyncio.create_task(server_web.serve(sockets=[listener]))
-    beating = asyncio.create_task(keep_alive(main_host, compose, server.changed))
+
+    async def expire(reason: str) -> None:
+        if await server.expire(reason):
+            far_end.end_launch(reason)
+
+    beating = asyncio.create_task(keep_alive(main_host, compose, server.changed, expire))
     linking = asyncio.create_task(far_end.serve())
     stop_indexing = threading.Event()
     indexing = asyncio.create_task(_index_models(index, options, stop_indexing))
-    stopping = asyncio.create_task(_stop_signal())
+    stopping = asyncio.create_task(_stop_signal(server))
     tasks = {serving, beating, linking, stopping}
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -276,12 +282,25 @@ async def _say_goodbye(
             await main_host.heartbeat(await compose())
 
 
-async def _stop_signal() -> None:
+async def _stop_signal(server: RpcServer) -> None:
+    """Wait for the first one. A second, from a person who will not wait, ends us where we are."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, stop.set)
+
+    def heard(number: signal.Signals) -> None:
+        if stop.is_set() and number != signal.SIGHUP:  # a closed terminal sends that as well
+            _end_at_once(server, number)
+        stop.set()
+
+    for each in STOP_SIGNALS:
+        loop.add_signal_handler(each, heard, each)
     await stop.wait()
+
+
+def _end_at_once(server: RpcServer, number: signal.Signals) -> NoReturn:
+    server.kill()
+    logger.warning("agent.ended_at_once", extra={"signal": number.name})
+    os._exit(128 + number)
 
 
 async def _choose_engine(options: Options) -> EngineFacts | None:

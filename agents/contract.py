@@ -81,6 +81,8 @@ class DeviceFacts:
     load_average: float | None = None
     """Programs that wanted to run, on average of the last minute; like ``uptime`` has it."""
     agent_version: str = ""
+    agent_start: str = ""
+    """Random, chosen by each agent process: tells a restarted agent from the same one."""
 
 
 class WorkerState(StrEnum):
@@ -128,6 +130,11 @@ class RpcServerStatus:
     clients_accepted: int = 0
     clients_closed: int = 0
     is_measuring: bool = False
+    oom_kills: int | None = None
+    """Processes that the kernel killed for want of memory since this rpc-server started: in its
+    memory group, or on its host where groups cannot be read; None: unknown."""
+    process_state: str = ""
+    """``R``, ``S``, ``D``, ``T``, ``t`` or ``Z``, as in ``/proc/PID/stat``; empty: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +216,8 @@ class HeartbeatReply:
     """``next_s`` is when the next heartbeat is due."""
 
     next_s: float
+    lease_s: float = 0.0
+    """Without an answer for so long the agent stops its rpc-server; 0: never."""
     protocol: int = AGENT_PROTOCOL
 
 

@@ -119,6 +119,13 @@ class FolderNotWritable(AgentError):
     code = "folder_not_writable"
 
 
+class DiskFull(AgentError):
+    """A disk has no room left for what must be written."""
+
+    code = "disk_full"
+    retryable = True
+
+
 class AgentRunning(AgentError):
     """Another agent uses this data folder, and so the same identity and rpc-server."""
 

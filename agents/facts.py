@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from agents import __version__
+from agents import __version__, process
 from agents.contract import DeviceFacts, EngineFacts, GgmlDevice
 
 try:
@@ -23,6 +24,18 @@ except ImportError:  # a phone without the package
 
 _KIB = 1024
 _SHORT_COMMAND_S = 5.0
+
+STOPPED_STATES = ("T", "t")
+"""Of a process that was stopped (SIGSTOP, a debugger): it does nothing until it is continued."""
+
+_STATE_LETTERS = {
+    "running": "R",
+    "sleeping": "S",
+    "disk-sleep": "D",
+    "stopped": "T",
+    "tracing-stop": "t",
+    "zombie": "Z",
+}
 
 
 def platform_name() -> str:
@@ -171,6 +184,16 @@ def cpu_seconds(pid: int) -> float | None:
     return float(times.user + times.system)
 
 
+def process_state(pid: int) -> str:
+    """What a process of ours does, as a letter of ``/proc/PID/stat``; empty if unknown."""
+    if (letter := process.state_letter(pid)) or psutil is None:
+        return letter
+    try:
+        return _STATE_LETTERS.get(str(psutil.Process(pid).status()), "")
+    except Exception:  # noqa: BLE001 - see above
+        return ""
+
+
 def load_average() -> float | None:
     """Programs that wanted to run in the last minute; Android forbids to ask."""
     with contextlib.suppress(OSError, AttributeError):
@@ -245,15 +268,14 @@ class FactsReader:
         self.name = name
         self.engine = engine
         self._boot_id = boot_id()
+        self._agent_start = secrets.token_hex(8)
         self._battery: tuple[float | None, bool | None, float | None] = (None, None, None)
         self._battery_read_at = float("-inf")
+        self._asking: asyncio.Task[None] | None = None
 
     async def read(self, ggml_devices: list[GgmlDevice]) -> DeviceFacts:
         """Facts as of now, with the ggml devices that the engine reported."""
-        now = asyncio.get_running_loop().time()
-        if now - self._battery_read_at >= self.BATTERY_EVERY_S:
-            self._battery_read_at = now
-            self._battery = await battery()
+        await self._look_at_battery()
         total, available = memory()
         percent, charging, temperature = self._battery
         return DeviceFacts(
@@ -273,4 +295,21 @@ class FactsReader:
             temperature_c=temperature,
             load_average=load_average(),
             agent_version=__version__,
+            agent_start=self._agent_start,
         )
+
+    async def _look_at_battery(self) -> None:
+        """Ask now and then. Only the first reader waits: it takes a phone seconds, and what
+        happened to its rpc-server has to be told at once.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._battery_read_at < self.BATTERY_EVERY_S:
+            return
+        is_first = self._asking is None
+        self._battery_read_at = now
+        self._asking = asyncio.create_task(self._ask_battery())
+        if is_first:
+            await asyncio.wait({self._asking})
+
+    async def _ask_battery(self) -> None:
+        self._battery = await battery()

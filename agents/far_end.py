@@ -89,6 +89,11 @@ class FarEnd:
                 session.close(LinkLost("the agent ends"))
             self._listener.close()
 
+    def end_launch(self, reason: str) -> None:
+        """Cut the link of the launch that has the device, if any."""
+        if self._holder is not None:
+            self._holder.close(LinkLost(reason))
+
     # -- before TLS ------------------------------------------------------------------------
 
     def _take(self, caller: socket.socket) -> None:

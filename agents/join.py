@@ -5,12 +5,15 @@ authority, and the token leaves this device only after that fingerprint was seen
 """
 
 import asyncio
+import contextlib
 import logging
+import random
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 from tenacity import (
@@ -20,6 +23,7 @@ from tenacity import (
     stop_after_delay,
     stop_never,
     wait_exponential,
+    wait_random,
 )
 
 from agents import privatefile, tls
@@ -38,15 +42,25 @@ from agents.errors import (
     MainHostUnreachable,
     RemovedByMainHost,
 )
+from agents.lease import Lease
 
 log = logging.getLogger(__name__)
 
-_CONNECT_S = 5.0
+_CONNECT_S = 4.0
+"""TCP repeats what was lost after 1 and 3 s; a new attempt comes before it does so again."""
 _REQUEST_S = 10.0
+"""A supervisor that was stopped takes connections and says nothing. More than TCP and TLS may take
+together: httpx leaves a socket open that is given up while TLS greets."""
 _KEEP_ALIVE_S = 60.0
 """Longer than the pause between heartbeats, so that they share one connection."""
 
 _JOIN_PATIENCE_S = 30.0
+
+_LOOK_EVERY_S = 1.0
+"""At the connection, which tells of a main host's end before the next heartbeat is due."""
+_FIRST_RETRY_S = 0.2
+_LONGEST_RETRY_S = 1.5
+"""A restarted supervisor starts no launch before it has heard its devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +144,7 @@ class MainHost:
         self._code = code
         self._identity = identity
         self._client: httpx.AsyncClient | None = None
+        self._stream: Any = None
         self.endpoint = code.endpoints[0]
 
     async def join(self, agent_id: str, name: str) -> None:
@@ -146,7 +161,7 @@ class MainHost:
         is_member = self._identity.belongs_to(self._code.fingerprint)
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(MainHostUnreachable),
-            wait=wait_exponential(0.25, max=5),
+            wait=wait_exponential(0.25, max=1) + wait_random(0, _LONGEST_RETRY_S - 1),
             stop=stop_never if is_member else stop_after_delay(_JOIN_PATIENCE_S),
             before_sleep=_warn_once,
             reraise=True,
@@ -200,9 +215,13 @@ class MainHost:
                 self._identity.authority.read_text(), self._identity.certificate, self._identity.key
             )
             self._client = self._http(context)
+        self._stream = None
         try:
-            response = await self._client.post("/heartbeat", json=asdict(message), extensions=_SNI)
-        except httpx.HTTPError as exc:
+            async with asyncio.timeout(_REQUEST_S):
+                response = await self._client.post(
+                    "/heartbeat", json=asdict(message), extensions=_SNI
+                )
+        except (httpx.HTTPError, TimeoutError) as exc:
             raise MainHostUnreachable(f"{self.endpoint}: {str(exc) or type(exc).__name__}") from exc
         if response.status_code in (401, 403):
             # Otherwise a new code would not help: we would show the refused certificate again.
@@ -210,7 +229,12 @@ class MainHost:
             raise RemovedByMainHost(_detail(response))
         if response.status_code != 200:
             raise MainHostUnreachable(_detail(response))
+        self._stream = response.extensions.get("network_stream")
         return read(HeartbeatReply, response.json())
+
+    def has_hung_up(self) -> bool:
+        """Whether it has closed the connection of the last heartbeat: it ended, or its host did."""
+        return self._stream is not None and bool(self._stream.get_extra_info("is_readable"))
 
     def _http(self, context: ssl.SSLContext) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -242,28 +266,62 @@ def _detail(response: httpx.Response) -> str:
 
 
 async def keep_alive(
-    main_host: MainHost, compose: Callable[[], Awaitable[Heartbeat]], changed: asyncio.Event
+    main_host: MainHost,
+    compose: Callable[[], Awaitable[Heartbeat]],
+    changed: asyncio.Event,
+    expire: Callable[[str], Awaitable[None]],
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Send heartbeats for ever: when due, and at once when ``changed`` is set.
+
+    ``expire`` is called with the reason when none was answered for as long as the lease says.
 
     Raises:
         RemovedByMainHost: The one reason to end.
     """
-    pause_s, is_lost = 1.0, False
+    lease, rhythm_s, failures = Lease(clock()), 1.0, 0
     while True:
         changed.clear()
+        asked_at_s = clock()
         try:
             reply = await main_host.heartbeat(await compose())
-            pause_s = reply.next_s
-            if is_lost:
-                log.info("main_host.back", extra={"endpoint": main_host.endpoint})
-            is_lost = False
         except MainHostUnreachable as exc:
-            if not is_lost:
+            if not failures:
                 log.warning("main_host.lost", extra={"reason": str(exc)})
-            is_lost, pause_s = True, min(pause_s * 1.5, 10.0)
-        try:
-            async with asyncio.timeout(pause_s):
+            failures += 1
+            if lease.has_run_out(asked_at_s):
+                await expire(
+                    f"the supervisor was not heard for {lease.silent_s(clock()):.0f} s "
+                    f"(lease {lease.lease_s:g} s)"
+                )
+            pause_s = retry_pause_s(failures, rhythm_s, random.random())
+        else:
+            if failures:
+                silent_s = round(lease.silent_s(clock()), 1)
+                extra = {"endpoint": main_host.endpoint, "silent_s": silent_s}
+                log.info("main_host.back", extra=extra)
+            failures = 0
+            lease.renew(clock(), reply.lease_s)
+            pause_s = rhythm_s = reply.next_s
+        await _until_due(pause_s, changed, main_host)
+
+
+async def _until_due(pause_s: float, changed: asyncio.Event, main_host: MainHost) -> None:
+    """Sooner, if there is news, or if the main host restarts and does not know us yet."""
+    while pause_s > 0:
+        step_s = min(pause_s, _LOOK_EVERY_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(step_s):
                 await changed.wait()
-        except TimeoutError:
-            pass
+        if changed.is_set() or main_host.has_hung_up():
+            return
+        pause_s -= step_s
+
+
+def retry_pause_s(failures: int, rhythm_s: float, luck: float) -> float:
+    """Pause after so many failed heartbeats in a row; ``luck``, from 0 to 1, spreads the devices.
+
+    Never much longer than a second: a supervisor that is back waits for its devices.
+    """
+    doubled_s: float = _FIRST_RETRY_S * 2 ** min(failures - 1, 10)
+    return min(doubled_s, rhythm_s, _LONGEST_RETRY_S) * (1 + luck) / 2

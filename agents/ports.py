@@ -72,6 +72,17 @@ def reserve(host: str, wanted: int = 0, *, from_top: bool = False) -> Reservatio
     raise NoFreePort(f"ports {RPC_PORTS[0]}-{RPC_PORTS[-1]} on {host} are all in use; free one")
 
 
+def hold(port: int) -> Reservation:
+    """A reservation of a port that a program of ours uses already.
+
+    Raises:
+        PortInUse: Another program of ours holds it.
+    """
+    if (lock := _try_lock(port)) is None:
+        raise PortInUse(f"port {port} is reserved by another program of ours; stop that")
+    return Reservation(port, lock)
+
+
 def _try_lock(port: int) -> int | None:
     user = os.getuid()
     path = Path(tempfile.gettempdir()) / f"llama-rpc-supervisor-{user}-port-{port}.lock"

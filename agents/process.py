@@ -10,10 +10,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final, Protocol
 
 from agents import logfile, privatefile
 from agents.errors import EngineMissing, EngineUnusable, FolderNotWritable
@@ -30,6 +30,9 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 _SETPRIV = shutil.which("setpriv")
 
+_LOOK_EVERY_S: Final = 0.1
+"""At a process that is not our child, whose end nobody tells us."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChildRecord:
@@ -39,6 +42,28 @@ class ChildRecord:
     pid: int
     start_mark: str
     argv: list[str]
+    log_path: str = ""
+    boot_id: str = ""
+
+
+class Running(Protocol):
+    """A process of ours, whether we started it or an earlier run of us did."""
+
+    argv: list[str]
+    log_path: Path
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def is_alive(self) -> bool: ...
+
+    @property
+    def exit_status(self) -> int | None: ...
+
+    async def wait(self) -> int | None: ...
+
+    async def stop(self, *, grace_s: float) -> int | None: ...
 
 
 class Child:
@@ -55,6 +80,10 @@ class Child:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.returncode is None
 
     @property
     def exit_status(self) -> int | None:
@@ -86,6 +115,49 @@ class Child:
             raise
 
 
+class Adopted:
+    """A process that an earlier run of us started. How it ends nobody can tell us."""
+
+    exit_status: int | None = None
+
+    def __init__(self, record: ChildRecord) -> None:
+        self._record = record
+        self.argv = record.argv
+        self.log_path = Path(record.log_path)
+
+    @property
+    def pid(self) -> int:
+        return self._record.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return _is_running(self._record)
+
+    async def wait(self) -> int | None:
+        """Wait for the end. The caller bounds it."""
+        while self.is_alive:  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(_LOOK_EVERY_S)
+        return None
+
+    async def stop(self, *, grace_s: float) -> int | None:
+        """End it: SIGTERM to its group, SIGKILL after ``grace_s`` seconds."""
+        try:
+            self._signal(signal.SIGTERM)
+            async with asyncio.timeout(grace_s):
+                return await self.wait()
+        except TimeoutError:
+            self._signal(signal.SIGKILL)
+            return await self.wait()
+        except asyncio.CancelledError:
+            self._signal(signal.SIGKILL)
+            raise
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.is_alive:  # looked at just before, since the number may be another's by now
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+
 async def spawn(
     name: str,
     argv: Sequence[str],
@@ -96,7 +168,7 @@ async def spawn(
 ) -> Child:
     """Start ``argv`` in a process group of its own with its output in ``log_path``.
 
-    Without ``parent_death_signal`` it goes on when we end; the ledger's sweep finds it then.
+    Without ``parent_death_signal`` it goes on when we end; the ledger finds it then.
 
     A file, not a pipe: a pipe would block or kill the child when we lag or die. SIGPIPE stays
     ignored across exec (``restore_signals=False``), because rpc-server dies of it.
@@ -174,11 +246,31 @@ def start_mark(pid: int) -> str:
         return ""
 
 
-class ChildLedger:
-    """File of the children we started, so that the next start of us can end what was left."""
+def state_letter(pid: int) -> str:
+    """What a process does, as ``/proc/PID/stat`` says it (``T``: stopped); empty if unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
 
-    def __init__(self, path: Path) -> None:
+
+def _is_running(record: ChildRecord) -> bool:
+    """The very process; not its number used again, and not what is left of it unreaped."""
+    return (
+        bool(record.start_mark)
+        and start_mark(record.pid) == record.start_mark
+        and state_letter(record.pid) != "Z"
+    )
+
+
+class ChildLedger:
+    """File of the children we started: the next start of us adopts or ends what was left."""
+
+    def __init__(self, path: Path, boot_id: str = "") -> None:
+        """``boot_id`` of now: processes of another boot are gone, whatever their numbers."""
         self._path = path
+        self._boot_id = boot_id
+        self._earlier = self._alive()
 
     async def spawn(
         self,
@@ -215,19 +307,29 @@ class ChildLedger:
         Raises:
             FolderNotWritable: The file cannot be written.
         """
-        record = ChildRecord(child.name, child.pid, start_mark(child.pid), child.argv)
+        mark = start_mark(child.pid)
+        path = str(child.log_path)
+        record = ChildRecord(child.name, child.pid, mark, child.argv, path, self._boot_id)
         self._write([*self._alive(), record])
 
+    def adopt(self, is_it: Callable[[ChildRecord], bool]) -> Adopted | None:
+        """The child of an earlier run for which that holds, if it still runs."""
+        for record in self._earlier:
+            if is_it(record) and _is_running(record):
+                self._earlier.remove(record)
+                return Adopted(record)
+        return None
+
     def sweep(self) -> list[ChildRecord]:
-        """Kill children of an earlier run that are still alive; returns them."""
-        left = self._alive()
+        """Kill children of an earlier run that nobody adopted; returns them."""
+        left, self._earlier = [r for r in self._earlier if _is_running(r)], []
         for record in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(record.pid, signal.SIGKILL)
         return left
 
     def _alive(self) -> list[ChildRecord]:
-        return [r for r in self._read() if r.start_mark and start_mark(r.pid) == r.start_mark]
+        return [r for r in self._read() if r.boot_id == self._boot_id and _is_running(r)]
 
     def _read(self) -> list[ChildRecord]:
         try:

@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from agents import environment, facts, ports, process
+from agents import environment, facts, oom, ports, process
 from agents.command import rpc_server_argv
 from agents.contract import (
     EngineFacts,
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL. rpc-server has no handler, so it normally ends at once."""
 
+_LOOK_EVERY_S = 1.0
+"""At the state of the child, which nobody tells us unless it ends."""
+
 _ACCEPTED = b"Accepted client connection"
 _CLOSED = b"Client connection closed"
 
@@ -58,6 +62,8 @@ class RpcServer:
         self._environment = environment.for_engine(inherited, {"GGML_NO_BACKTRACE": "1"})
         self._status = RpcServerStatus(WorkerState.STOPPED)
         self._child: process.Child | None = None
+        self._oom: oom.OomWatch | None = None
+        self._is_child_stopped = False
         self._watcher: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
         self._reservation: ports.Reservation | None = None
@@ -65,11 +71,12 @@ class RpcServer:
         self._spec: RpcServerSpec | None = None
         self._devices: tuple[DeviceMemory, ...] = ()
         self._starts = 0
+        self._over = -1
         self._news = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
         self.changed = asyncio.Event()
-        """Set on every change of state; whoever waits on it clears it."""
+        """Set on every change of state, also of the child's; whoever waits on it clears it."""
 
     def sweep(self) -> None:
         """End a child that an earlier, killed agent left behind."""
@@ -90,6 +97,8 @@ class RpcServer:
             cpu_s=facts.cpu_seconds(child.pid),
             clients_accepted=accepted,
             clients_closed=closed,
+            oom_kills=self._oom.kills() if self._oom else None,
+            process_state=self._state_of(child),
         )
 
     def log_path(self) -> Path | None:
@@ -110,6 +119,9 @@ class RpcServer:
                 raise StaleGeneration(
                     f"generation {spec.generation} is older than {self._status.generation}"
                 )
+            if spec.generation <= self._over:
+                # A request that waited while we were stopped, and whose sender gave up long ago.
+                raise StaleGeneration(f"generation {spec.generation} was stopped before")
             is_up = self._status.state in (WorkerState.STARTING, WorkerState.READY)
             if spec.generation == self._status.generation and is_up:
                 return self.status()
@@ -127,9 +139,21 @@ class RpcServer:
                 raise StaleGeneration(
                     f"generation {generation} is older than {self._status.generation}"
                 )
+            self._over = generation
             await self._end()
             self._become(RpcServerStatus(WorkerState.STOPPED, generation=generation))
             return self.status()
+
+    async def expire(self, reason: str) -> bool:
+        """Stop what runs, as whoever asked for it is gone; whether anything ran."""
+        async with self._one_at_a_time:
+            await self._end_measurement("the silence of the main host")
+            if self._status.state not in (WorkerState.STARTING, WorkerState.READY):
+                return False
+            self._over = self._status.generation
+            await self._end()
+            self._become(replace(self._status, state=WorkerState.STOPPED, pid=None, detail=reason))
+            return True
 
     async def wait_while_starting(self, timeout_s: float) -> RpcServerStatus:
         """Status once it is no longer starting, or after ``timeout_s`` seconds."""
@@ -169,6 +193,13 @@ class RpcServer:
             await self._end_measurement("the end of the agent")
             await self._end()
             self._become(replace(self._status, state=WorkerState.STOPPED, pid=None))
+
+    def kill(self) -> None:
+        """SIGKILL what runs and wait for nothing: this agent ends in the same moment."""
+        if self._child is not None:
+            self._child.signal(signal.SIGKILL)
+        if self._measurement is not None:
+            self._measurement.cancel("the end of the agent")
 
     # -- measuring -------------------------------------------------------------------------
 
@@ -223,6 +254,7 @@ class RpcServer:
         self._spec, self._devices = spec, ()
         name = f"rpc-server-{spec.generation}"
         child = self._child = await self._spawn(name, spec.host, port, spec.threads, spec.devices)
+        self._oom, self._is_child_stopped = oom.OomWatch(child.pid), False
         self._become(
             RpcServerStatus(
                 WorkerState.STARTING,
@@ -265,23 +297,55 @@ class RpcServer:
         """Prove the fresh child ready, then wait for its end. Any end is a failure."""
         proof = await prove(child, host, port, deadline_s)
         if proof.error_code:
-            self._fail(proof.error_code, proof.detail, child.exit_status)
-            await child.stop(grace_s=GRACE_S)
+            self._fail(child, proof.error_code, proof.detail)
+            await _stop(child)
             return
         self._devices = proof.devices
         ready = replace(self._status, state=WorkerState.READY, rpc_protocol=proof.rpc_protocol)
         self._become(ready)
-        status = await child.wait()
-        self._fail(RpcServerExited.code, exit_text(child), status)
+        await self._outlast(child)
+        self._fail(child, RpcServerExited.code, exit_text(child))
 
-    def _fail(self, code: str, detail: str, exit_status: int | None = None) -> None:
+    async def _outlast(self, child: process.Child) -> None:
+        """Wait for the child's end, with a look at it now and then."""
+        ending = asyncio.create_task(child.wait())
+        try:
+            while not ending.done():
+                self._look(child)
+                await asyncio.wait({ending}, timeout=_LOOK_EVERY_S)
+        finally:
+            ending.cancel()
+
+    def _look(self, child: process.Child) -> None:
+        state = self._state_of(child)
+        if self._oom is not None and state not in ("", "Z"):
+            self._oom.look()
+
+    def _state_of(self, child: process.Child) -> str:
+        """A child that was stopped looks like a slow one to everybody else, so that is told."""
+        state = facts.process_state(child.pid)
+        is_stopped = state in facts.STOPPED_STATES
+        if is_stopped != self._is_child_stopped and state not in ("", "Z"):
+            self._is_child_stopped = is_stopped
+            what = "rpc_server.frozen" if is_stopped else "rpc_server.continued"
+            level = logging.WARNING if is_stopped else logging.INFO
+            extra = {"pid": child.pid, "launch": str(self._status.generation)}
+            log.log(level, what, extra=extra)
+            self.changed.set()
+        return state
+
+    def _fail(self, child: process.Child, code: str, detail: str) -> None:
+        """What the child did last is looked at before anybody ends it."""
+        has_ended = child.exit_status is not None
         self._become(
             replace(
                 self._status,
                 state=WorkerState.FAILED,
                 error_code=code,
                 detail=detail,
-                exit_status=exit_status,
+                exit_status=child.exit_status,
+                oom_kills=self._oom.kills(has_ended=has_ended) if self._oom else None,
+                process_state="" if has_ended else facts.process_state(child.pid),
             )
         )
 
@@ -292,7 +356,7 @@ class RpcServer:
             await asyncio.gather(self._watcher, return_exceptions=True)
             self._watcher = None
         if self._child is not None:
-            await self._child.stop(grace_s=GRACE_S)
+            await _stop(self._child)
         if self._reservation is not None:
             self._reservation.release()
             self._reservation = None
@@ -317,6 +381,12 @@ class RpcServer:
             self._settled.clear()
         else:
             self._settled.set()
+
+
+async def _stop(child: process.Child) -> None:
+    if facts.process_state(child.pid) in facts.STOPPED_STATES:
+        child.signal(signal.SIGKILL)  # SIGTERM would wait until it is continued
+    await child.stop(grace_s=GRACE_S)
 
 
 def _count_clients(path: Path) -> tuple[int, int]:

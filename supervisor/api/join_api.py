@@ -35,8 +35,13 @@ def create_join_app(
     authority_pem: str,
     files: Callable[[str], Path | None],
     heartbeat_s: float,
+    lease_s: float,
 ) -> Starlette:
-    """Routes for agents. ``files`` maps a download's name to its path."""
+    """Routes for agents. ``files`` maps a download's name to its path.
+
+    Agents send a heartbeat every ``heartbeat_s`` seconds, and stop their rpc-server when none was
+    answered for ``lease_s``.
+    """
 
     async def get_authority(_: Request) -> Response:
         return PlainTextResponse(authority_pem, media_type="application/x-pem-file")
@@ -62,7 +67,7 @@ def create_join_app(
         message = await _read(_HEARTBEAT, request)
         peer = request.client.host if request.client else ""
         await registry.heard(agent_id, message, peer)
-        return JSONResponse(asdict(HeartbeatReply(next_s=heartbeat_s)))
+        return JSONResponse(asdict(HeartbeatReply(heartbeat_s, lease_s)))
 
     async def on_error(_: Request, exc: Exception) -> Response:
         assert isinstance(exc, ProjectError)

@@ -22,6 +22,10 @@ from supervisor.settings import Settings
 
 log = logging.getLogger(__name__)
 
+WATCH_EVERY_S = 1.0
+PAUSED_S = 3.0
+"""A watch that comes so long after the last one shows that we did not run ourselves."""
+
 _DEVICE_ID = re.compile(r"[0-9A-Za-z-]{1,56}")
 
 
@@ -37,6 +41,8 @@ class RegistryStore(Protocol):
     def delete_agent(self, agent_id: AgentId) -> None: ...
 
     def forget_measurements(self, agent_id: AgentId) -> None: ...
+
+    def forget_lesson(self, agent_id: AgentId) -> None: ...
 
     def save_token(
         self, token_hash: str, expires_at_s: float, uses: int | None, *, now_s: float
@@ -60,6 +66,8 @@ class _Entry:
     round_trip_ms: float | None = None
     client: AgentPort | None = None
     condition: DeviceCondition = DeviceCondition.LOST
+    doubt: str = ""
+    doubted_at_s: float = float("-inf")
 
 
 class Registry:
@@ -81,8 +89,13 @@ class Registry:
         self._bus = bus
         self._clock = clock
         self._changed = asyncio.Condition()
+        self._watched_at_s: float | None = None
         self.rpc_protocol = ""
         """Version of the main host's engine; a device with another one is incompatible."""
+        self.engine_build = ""
+        """The same of its build."""
+        self.on_change: Callable[[str, str, str], object] = lambda name, change, reason: None
+        """Told when a device joins, changes its condition, or is removed."""
         self._entries = {
             agent_id: _Entry(name, serial, address, port)
             for agent_id, name, serial, address, port in store.agents()
@@ -119,6 +132,7 @@ class Registry:
         entry = self._entries.setdefault(agent_id, _Entry(name, issued.serial))
         entry.name, entry.serial = name, issued.serial
         log.info("device.joined", extra={"device": name, "id": agent_id})
+        self.on_change(name, "joined", "")
         return JoinReply(issued.certificate_pem, issued.key_pem, self._issuer.certificate_pem)
 
     def _unique_name(self, wanted: str, agent_id: AgentId) -> str:
@@ -136,10 +150,13 @@ class Registry:
 
     async def remove(self, agent_id: AgentId) -> None:
         """Forget a device; its certificate is refused from now on."""
-        await self._disconnect(self._entry(agent_id))
+        entry = self._entry(agent_id)
+        await self._disconnect(entry)
         del self._entries[agent_id]
         self._store.delete_agent(agent_id)
         self._store.forget_measurements(agent_id)
+        self._store.forget_lesson(agent_id)
+        self.on_change(entry.name, "removed", "")
         self._bus.publish("device_removed", {"id": agent_id})
         await self._notify()
 
@@ -159,6 +176,25 @@ class Registry:
         self._publish(agent_id)
         await self._notify()
 
+    def doubt(self, agent_id: AgentId, why: str) -> None:
+        """Give a device no new work until it was heard again and :meth:`trust` is called."""
+        entry = self._entries.get(agent_id)
+        if entry is not None:
+            entry.doubt, entry.doubted_at_s = why, self._clock()
+            self._publish(agent_id)
+
+    def doubted(self) -> list[Device]:
+        """Devices in doubt that were heard again."""
+        entries = self._entries.items()
+        return [self.device(i) for i, e in entries if e.doubt and e.heard_at_s > e.doubted_at_s]
+
+    async def trust(self, agent_id: AgentId) -> None:
+        """End the doubt about a device."""
+        if agent_id in self._entries:
+            self._entries[agent_id].doubt = ""
+            self._publish(agent_id)
+            await self._notify()
+
     def took_facts(self, agent_id: AgentId, facts: DeviceFacts) -> None:
         """Fresher facts than the last heartbeat's."""
         self._entry(agent_id).facts = facts
@@ -170,12 +206,34 @@ class Registry:
     async def watch_silence(self) -> None:
         """Publish devices whose condition changes because they say nothing. Runs for ever."""
         while True:
-            await asyncio.sleep(1.0)
-            changed = [i for i, e in self._entries.items() if self._condition(e)[0] != e.condition]
-            for agent_id in changed:
-                self._publish(agent_id)
-            if changed:
-                await self._notify()
+            await self.look_at_silence()
+            await asyncio.sleep(WATCH_EVERY_S)
+
+    async def look_at_silence(self) -> None:
+        """One look. Time in which we did not run (SIGSTOP, a sleeping laptop) is nobody's silence:
+        what came meanwhile has not been read yet.
+        """
+        now_s, paused_s = self._clock(), self._paused_s()
+        self._watched_at_s = now_s
+        if paused_s:
+            log.warning("supervisor.paused", extra={"paused_s": round(paused_s, 1)})
+            for entry in self._entries.values():
+                entry.heard_at_s = min(entry.heard_at_s + paused_s, now_s)
+        changed = [i for i, e in self._entries.items() if self._condition(e)[0] != e.condition]
+        for agent_id in changed:
+            self._publish(agent_id)
+        if changed:
+            await self._notify()
+
+    def _paused_s(self) -> float:
+        """How long we have not run since the last look, beyond the pause between two."""
+        if self._watched_at_s is None:
+            return 0.0
+        late_s = self._clock() - self._watched_at_s - WATCH_EVERY_S
+        return late_s if late_s > PAUSED_S - WATCH_EVERY_S else 0.0
+
+    def _silent_s(self, entry: _Entry) -> float:
+        return max(self._clock() - entry.heard_at_s - self._paused_s(), 0.0)
 
     async def _notify(self) -> None:
         async with self._changed:
@@ -222,7 +280,7 @@ class Registry:
             link_port=entry.link_port,
             state=str(condition),
             reason=reason,
-            silent_s=round(min(self._clock() - entry.heard_at_s, 1e9), 1),
+            silent_s=round(min(self._silent_s(entry), 1e9), 1),
             facts=entry.facts,
             rpc_server=entry.rpc_server,
             used_by=entry.used_by,
@@ -280,12 +338,19 @@ class Registry:
             raise DeviceUnknown(f"no device {agent_id}; see 'supervisor devices'") from None
 
     def _condition(self, entry: _Entry) -> tuple[DeviceCondition, str]:
+        condition, reason = self._assessed(entry)
+        if condition is DeviceCondition.READY and entry.doubt:
+            return DeviceCondition.SUSPECT, entry.doubt
+        return condition, reason
+
+    def _assessed(self, entry: _Entry) -> tuple[DeviceCondition, str]:
         return assess(
             entry.facts,
-            silent_s=self._clock() - entry.heard_at_s,
+            silent_s=self._silent_s(entry),
             late_after_s=self._settings.late_after_s,
             stale_after_s=self._settings.stale_after_s,
             rpc_protocol=self.rpc_protocol,
+            engine_build=self.engine_build,
         )
 
     def _publish(self, agent_id: AgentId) -> None:
@@ -296,6 +361,7 @@ class Registry:
             level = logging.INFO if condition is DeviceCondition.READY else logging.WARNING
             extra = {"device": entry.name, "from": str(entry.condition), "to": str(condition)}
             log.log(level, "device.condition_changed", extra={**extra, "reason": device.reason})
+            self.on_change(entry.name, f"{entry.condition} -> {condition}", device.reason)
             entry.condition = condition
         self._bus.publish("device", device.model_dump(mode="json"))
 

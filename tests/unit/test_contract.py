@@ -41,6 +41,7 @@ FACTS = DeviceFacts(
     engine=ENGINE,
     battery_percent=81.5,
     battery_charging=False,
+    agent_start="5f1c",
 )
 STATUS = RpcServerStatus(
     WorkerState.READY,
@@ -54,6 +55,8 @@ STATUS = RpcServerStatus(
     rpc_protocol="7.0.0",
     resident_bytes=5,
     cpu_s=0.5,
+    oom_kills=2,
+    process_state="T",
 )
 SPEC = RpcServerSpec(7, "10.0.0.2", "7", "desk", 8110, 4, ["CUDA0", "CUDA1"], 20.0)
 
@@ -83,6 +86,7 @@ MESSAGES = [
     Heartbeat(FACTS, STATUS, 8102, "10.0.0.2"),
     Heartbeat(FACTS, STATUS, 8102, "10.0.0.2", 8103, "phone.example"),
     HeartbeatReply(5.0),
+    HeartbeatReply(5.0, 300.0),
     JoinRequest("token", "id", "pixel"),
     JoinReply("certificate", "key", "authority"),
 ]
@@ -128,6 +132,9 @@ def test_fields_that_are_left_out_have_their_defaults() -> None:
     older = over_the_wire(Heartbeat(FACTS, STATUS, 8102))
     del older["link_port"], older["link_address"], older["rpc_server"]["main_host"]
     assert read(Heartbeat, older).link_port == 0, "an agent that has no links yet"
+    bare = read(RpcServerStatus, {"state": "ready"})
+    assert (bare.oom_kills, bare.process_state) == (None, ""), "unknown is not none"
+    assert read(HeartbeatReply, {"next_s": 5.0}).lease_s == 0.0, "a supervisor without leases"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,17 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from agents.contract import AGENT_PROTOCOL, JoinReply, JoinRequest
+from agents.contract import (
+    AGENT_PROTOCOL,
+    DeviceFacts,
+    Heartbeat,
+    HeartbeatReply,
+    JoinReply,
+    JoinRequest,
+    RpcServerStatus,
+    WorkerState,
+    read,
+)
 from supervisor.api.join_api import MAX_BODY_BYTES, create_join_app
 from supervisor.service.registry import Registry
 
@@ -25,8 +35,12 @@ async def joined() -> AsyncIterator[tuple[httpx.AsyncClient, list[JoinRequest]]]
         heard.append(request)
         return JoinReply("certificate", "key", "authority")
 
-    registry = cast(Registry, SimpleNamespace(join=join))
-    app = create_join_app(registry, "authority", lambda _: None, 5.0)
+    async def take(*_: object) -> None:
+        pass
+
+    known = SimpleNamespace(join=join, heard=take, recognises=lambda *_: True)
+    registry = cast(Registry, known)
+    app = create_join_app(registry, "authority", lambda _: None, 5.0, 300.0)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://join") as client:
         yield client, heard
@@ -40,6 +54,15 @@ async def test_a_device_of_our_protocol_is_heard(joined: Joined) -> None:
     answer = await client.post("/join", json=asdict(REQUEST))
     assert answer.status_code == 200
     assert heard == [REQUEST]
+
+
+async def test_a_heartbeat_is_answered_with_the_next_one_and_the_lease(joined: Joined) -> None:
+    client, _ = joined
+    message = Heartbeat(
+        DeviceFacts("id", "pixel", "android"), RpcServerStatus(WorkerState.STOPPED), 8102
+    )
+    answer = await client.post("/heartbeat", json=asdict(message))
+    assert read(HeartbeatReply, answer.json()) == HeartbeatReply(5.0, 300.0)
 
 
 @pytest.mark.parametrize("protocol", [AGENT_PROTOCOL - 1, AGENT_PROTOCOL + 1])

@@ -196,6 +196,64 @@ async def test_a_device_of_another_version_is_incompatible(world: World) -> None
     assert world.state()[0] == "incompatible"
 
 
+async def test_a_pause_of_our_own_is_nobodys_silence(world: World) -> None:
+    world.join()
+    await world.registry.heard(PIXEL, HEARTBEAT, "10.0.0.2")
+    await world.registry.look_at_silence()
+    world.now_s += 3600  # SIGSTOP, or a laptop that slept
+    assert world.state() == ("ready", ""), "also before the next look"
+    await world.registry.look_at_silence()
+    assert world.state() == ("ready", "")
+    for _ in range(29):
+        world.now_s += 1
+        await world.registry.look_at_silence()
+    assert world.state()[0] == "lost", "silence counts from the end of the pause"
+    assert world.registry.device(PIXEL).silent_s == 30
+
+
+async def test_silence_before_a_pause_of_our_own_still_counts(world: World) -> None:
+    world.join()
+    await world.registry.heard(PIXEL, HEARTBEAT, "10.0.0.2")
+    for _ in range(12):
+        world.now_s += 1
+        await world.registry.look_at_silence()
+    world.now_s += 600
+    await world.registry.look_at_silence()
+    assert world.state() == ("suspect", "heartbeat is 13 s old")
+
+
+async def test_who_is_heard_as_a_pause_ends_is_fresh(world: World) -> None:
+    world.join()
+    await world.registry.look_at_silence()
+    world.now_s += 600
+    await world.registry.heard(PIXEL, HEARTBEAT, "10.0.0.2")
+    await world.registry.look_at_silence()
+    assert world.registry.device(PIXEL).silent_s == 0
+    world.now_s += 1
+    assert world.registry.device(PIXEL).silent_s == 1
+
+
+@pytest.mark.parametrize("look_every_s", [1.0, 2.0, 2.9])
+async def test_looks_that_are_a_little_late_hide_no_silence(
+    world: World, look_every_s: float
+) -> None:
+    world.join()
+    await world.registry.heard(PIXEL, HEARTBEAT, "10.0.0.2")
+    while world.state()[0] != "lost":
+        await world.registry.look_at_silence()
+        world.now_s += look_every_s
+        assert world.now_s < 1000 + 30 + look_every_s
+    assert world.now_s >= 1000 + 30
+
+
+async def test_a_device_never_heard_of_stays_lost_over_a_pause(world: World) -> None:
+    world.join()
+    await world.registry.look_at_silence()
+    world.now_s += 600
+    await world.registry.look_at_silence()
+    assert world.state()[0] == "lost"
+
+
 async def test_devices_are_remembered_over_a_restart_as_lost(world: World) -> None:
     world.join()
     await world.registry.heard(PIXEL, HEARTBEAT, "10.0.0.2")

@@ -107,6 +107,13 @@ class NoDevices(CapacityError):
     retryable = True
 
 
+class DeviceSetAside(CapacityError):
+    """A device failed so often that it is left alone for a while."""
+
+    code = "device_set_aside"
+    retryable = True
+
+
 class NothingToPush(CapacityError):
     """The plan has no worker whose store could be filled."""
 
@@ -134,16 +141,64 @@ class EngineExited(EngineError):
     retryable = True
 
 
+class EngineKilled(EngineError):
+    """Somebody ended llama-server with a signal, and memory was not the reason."""
+
+    code = "engine_killed"
+    retryable = True
+
+
+class EngineFrozen(EngineError):
+    """llama-server runs and does not answer: stopped by a signal, or stuck."""
+
+    code = "engine_frozen"
+    retryable = True
+
+
+class EngineHung(EngineError):
+    """A busy slot makes no progress, and nobody is to blame for it."""
+
+    code = "engine_hung"
+    retryable = True
+
+
+class HostOutOfMemory(EngineError):
+    """The kernel of the main host ended llama-server for want of memory."""
+
+    code = "host_out_of_memory"
+    retryable = True
+
+
 class EngineRefusedModel(EngineError):
     """llama-server read the model and cannot use it."""
 
     code = "engine_refused_model"
 
 
-class EngineOutOfMemory(EngineError):
-    """A buffer could not be allocated on a worker or on the main host."""
+class ArchitectureUnsupported(EngineError):
+    """This build of llama.cpp does not know the architecture of the model."""
 
-    code = "engine_out_of_memory"
+    code = "architecture_unsupported"
+
+
+class ChatTemplateBroken(EngineError):
+    """llama-server cannot read the chat template of the model."""
+
+    code = "chat_template_broken"
+
+
+class AllocationRefused(EngineError):
+    """A buffer for weights or computation could not be allocated where the plan puts it."""
+
+    code = "allocation_refused"
+    retryable = True
+
+
+class CacheDoesNotFit(EngineError):
+    """The cache of keys and values for the whole context could not be allocated."""
+
+    code = "cache_does_not_fit"
+    retryable = True
 
 
 class EngineRefusedFlag(EngineError):
@@ -183,6 +238,34 @@ class LoadStalled(EngineError):
     """Loading stopped making progress."""
 
     code = "load_stalled"
+    retryable = True
+
+
+class ModelReplaced(EngineError):
+    """The model file was changed, cut short or moved away while llama-server used it."""
+
+    code = "model_replaced"
+    retryable = True
+
+
+class LinkProcessEnded(EngineError):
+    """The process that holds the links of a launch ended by itself."""
+
+    code = "link_process_ended"
+    retryable = True
+
+
+class LinkProcessFrozen(EngineError):
+    """The process that holds the links of a launch does not move."""
+
+    code = "link_process_frozen"
+    retryable = True
+
+
+class DeploymentSlow(EngineError):
+    """A deployment answers, but far slower than it does otherwise. It ends nothing."""
+
+    code = "deployment_slow"
     retryable = True
 
 
@@ -243,6 +326,69 @@ class WorkerLost(PeerError):
     retryable = True
 
 
+class WorkerKilled(PeerError):
+    """Somebody ended the rpc-server of a worker, and memory was not the reason."""
+
+    code = "worker_killed"
+    retryable = True
+
+
+class WorkerKilledByAndroid(PeerError):
+    """Android ended the rpc-server of a phone, as it does with background work."""
+
+    code = "worker_killed_by_android"
+    retryable = True
+
+
+class WorkerOutOfMemory(PeerError):
+    """The kernel of a worker ended its rpc-server for want of memory."""
+
+    code = "worker_out_of_memory"
+    retryable = True
+
+
+class WorkerCrashed(PeerError):
+    """The rpc-server of a worker ended by an error of its own."""
+
+    code = "worker_crashed"
+    retryable = True
+
+
+class WorkerFrozen(PeerError):
+    """The rpc-server of a worker is there and does not move."""
+
+    code = "worker_frozen"
+    retryable = True
+
+
+class LinkBlackHole(PeerError):
+    """The link to a worker went silent, though its agent answers."""
+
+    code = "link_black_hole"
+    retryable = True
+
+
+class GpuTimeout(PeerError):
+    """The system ended work of a GPU that took too long."""
+
+    code = "gpu_timeout"
+    retryable = True
+
+
+class GpuOutOfMemory(PeerError):
+    """A GPU ran out of memory while it computed."""
+
+    code = "gpu_out_of_memory"
+    retryable = True
+
+
+class AgentRestarted(PeerError):
+    """The agent of a worker began anew, and so its rpc-server was lost."""
+
+    code = "agent_restarted"
+    retryable = True
+
+
 class HubUnreachable(PeerError):
     """The model hub does not answer, or not as it should."""
 
@@ -281,6 +427,13 @@ class DeploymentNotReady(StateError):
     """The model cannot answer yet, or no longer."""
 
     code = "deployment_not_ready"
+    retryable = True
+
+
+class DeviceReturned(StateError):
+    """A launch was ended to use a device that came back or joined."""
+
+    code = "device_returned"
     retryable = True
 
 

@@ -5,7 +5,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from agents.errors import AgentError, ProjectError
+from agents.errors import AgentError, DiskFull, ProjectError
 from agents.requests import problem
 from supervisor import errors
 
@@ -24,6 +24,7 @@ _STATUS: tuple[tuple[type[ProjectError], int], ...] = (
     (errors.CapacityError, 409),
     (errors.PeerError, 409),
     (errors.EngineError, 409),
+    (DiskFull, 507),
     (AgentError, 409),
     (ProjectError, 500),
 )

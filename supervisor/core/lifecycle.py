@@ -52,7 +52,9 @@ TABLE: dict[tuple[State, Event], State] = {
     (State.STARTING, Event.ATTEMPT_FAILED): State.BACKOFF,
     (State.READY, Event.ATTEMPT_FAILED): State.BACKOFF,
     (State.DEGRADED, Event.ATTEMPT_FAILED): State.BACKOFF,
+    (State.DEGRADED, Event.RETRY_DUE): State.PENDING,
     (State.BACKOFF, Event.RETRY_DUE): State.PENDING,
+    (State.FAILED, Event.RETRY_DUE): State.PENDING,
     (State.PENDING, Event.GAVE_UP): State.FAILED,
     (State.FETCHING, Event.GAVE_UP): State.FAILED,
     (State.STARTING, Event.GAVE_UP): State.FAILED,
@@ -80,12 +82,6 @@ def advance(state: State, event: Event) -> State:
         return TABLE[state, event]
     except KeyError:
         raise IllegalTransition(f"{event} cannot happen in state {state}") from None
-
-
-def retry_delay_s(failures: int, *, first_s: float, longest_s: float) -> float:
-    """Pause before the attempt after ``failures`` failures in a row (1, 2, 3, ...)."""
-    # The exponent is bounded: a float overflows long before a patient cluster gives up.
-    return float(min(first_s * 2.0 ** min(failures - 1, 30), longest_s))
 
 
 def failures_after(failures: int, *, ready_for_s: float, earned_s: float) -> int:

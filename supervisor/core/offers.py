@@ -1,12 +1,13 @@
 """What the planner is offered: the devices' own facts joined with what was measured of them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from sys import maxsize
 from typing import Final
 
 from agents.contract import DeviceFacts, GgmlDevice
 from supervisor.core import guesses
-from supervisor.core.entities import AgentId, Device
+from supervisor.core.entities import AgentId, Device, Plan
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
 from supervisor.core.memory import MIB, Platform
 from supervisor.core.model_shape import ModelShape
@@ -101,6 +102,34 @@ def holds_layers_itself(host: HostFacts, places: Iterable[Place]) -> bool:
 def is_host_itself(place: Place, host: HostFacts) -> bool:
     """Whether a place is the very processor that llama-server can use without any worker."""
     return host.may_hold_layers and place.ggml.is_cpu and is_on(place, host)
+
+
+def as_if_stopped(device: Device, plan: Plan, host: HostFacts) -> Device:
+    """A device with the memory that it would have without what runs of a plan."""
+    facts = device.facts
+    if facts is None:
+        return device
+    held = _held_bytes(device, plan)
+    if host.boot_id and facts.boot_id == host.boot_id:
+        held += host_held_bytes(plan)
+    free = min(facts.memory_available_bytes + held, facts.memory_total_bytes or maxsize)
+    return device.model_copy(update={"facts": replace(facts, memory_available_bytes=free)})
+
+
+def _held_bytes(device: Device, plan: Plan) -> int:
+    """What an rpc-server takes of the memory that programs have, not of a card's own."""
+    facts, cards = device.facts, set[str]()
+    if facts is not None and facts.platform not in ("macos", "android"):
+        cards = {ggml.name for ggml in facts.ggml_devices if not ggml.is_cpu}
+    shards = [s for s in plan.shards if s.agent_id == device.id and s.ggml_device not in cards]
+    planned = sum(s.weight_bytes + s.kv_bytes + s.compute_bytes for s in shards)
+    seen = device.rpc_server.resident_bytes if device.rpc_server else None
+    return planned if seen is None else min(planned, seen)
+
+
+def host_held_bytes(plan: Plan) -> int:
+    """The same of llama-server: the pages of its mapped model count as available already."""
+    return plan.host.kv_bytes + plan.host.compute_bytes
 
 
 def device_offers(

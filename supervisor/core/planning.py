@@ -26,6 +26,9 @@ class DeviceOffer(FrozenModel):
     cached_layers: frozenset[int] = Field(
         default=frozenset(), description="layers whose weights it has already; n_layers: output"
     )
+    ubatch_cap: int | None = Field(
+        default=None, ge=1, description="it failed with more; only an override may exceed it"
+    )
 
 
 class HostOffer(FrozenModel):

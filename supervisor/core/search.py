@@ -17,7 +17,7 @@ from supervisor.core.planning import (
 )
 from supervisor.core.search_exact import ENOUGH, ExactSearch, Scope
 from supervisor.core.search_fit import no_fit
-from supervisor.core.search_made import Label, Made
+from supervisor.core.search_made import Label, Made, barred
 from supervisor.core.search_result import placement_of
 from supervisor.core.search_values import Best, Solution
 
@@ -50,11 +50,18 @@ def ladder(request: PlanRequest) -> Iterator[list[Run]]:
     """The settings to try, in order of preference; those of one list are equally good."""
     wanted, overrides = request.wanted, request.overrides
     kv_types = (overrides.kv_type,) if overrides.kv_type else wanted.kv_types
-    ubatches = (overrides.ubatch,) if overrides.ubatch else wanted.ubatches
+    ubatches = (overrides.ubatch,) if overrides.ubatch else _ubatches(request)
     contexts = [overrides.ctx_tokens] if overrides.ctx_tokens else contexts_of(wanted)
     for ctx in contexts:
         for kv_type in kv_types:
             yield [_run(wanted, ctx, kv_type, ubatch) for ubatch in ubatches]
+
+
+def _ubatches(request: PlanRequest) -> tuple[int, ...]:
+    """Those that were wanted, and smaller ones if a device can do only with such."""
+    wanted = request.wanted.ubatches
+    caps = {d.ubatch_cap for d in request.devices if d.ubatch_cap is not None}
+    return (*wanted, *sorted((cap for cap in caps if cap < min(wanted)), reverse=True))
 
 
 def contexts_of(wanted: Wanted) -> list[int]:
@@ -112,8 +119,9 @@ def _search_all(
         scope: The devices to search among.
         order: All of these, if it is known that they are promising, in any order.
     """
+    searches = [one for one in searches if not barred(one.label) & scope.required]
     for one in searches:
-        one.begin(best, scope)
+        one.begin(best, scope._replace(allowed=scope.allowed & ~barred(one.label)))
         if order:
             one.chain(order, len(order) - 1)
             one.chain((*order[1:], order[0]), len(order) - 1)
@@ -137,8 +145,7 @@ def _planned(
     made: Made, searches: list[ExactSearch[Label]], best: Best[Label], first: Run
 ) -> Planned:
     solution, label = best.ranked()[0]
-    same = [one for one in searches if one.label is label]
-    left_out = tuple(_left_out(same, solution, best))
+    left_out = tuple(_left_out(searches, solution, label, best))
     winner, *runners_up = [_placed(*one) for one in best.ranked()[: RUNNERS_UP + 1]]
     return Planned(
         best=winner,
@@ -188,14 +195,17 @@ def _shrunk(request: PlanRequest, run: Run, first: Run) -> tuple[str, ...]:
 
 
 def _left_out(
-    searches: list[ExactSearch[Label]], winner: Solution, best: Best[Label]
+    searches: list[ExactSearch[Label]], winner: Solution, label: Label, best: Best[Label]
 ) -> Iterator[LeftOut]:
     """What it would cost to add each device that the best placement does without."""
     used = tuple(device for device, _ in winner.runs)
-    for one in searches[:1]:
-        for index, device in enumerate(one.label[1].devices):
-            if index not in used:
-                yield _with_device(searches, device, (index, *used), best)
+    same = [one for one in searches if one.label is label]
+    # A device that must compute fewer tokens at once has its price with other settings.
+    others = [one for one in searches if one.label is not label]
+    for index, device in enumerate(label[1].devices if same else ()):
+        if index not in used:
+            able = others if barred(label) >> index & 1 else same
+            yield _with_device(able, device, (index, *used), best)
 
 
 def _with_device(
@@ -205,8 +215,8 @@ def _with_device(
     best: Best[Label],
 ) -> LeftOut:
     """Search again among the devices in ``order``, the first of them required."""
-    limit = searches[0].label[0].request.rules.work_limit // LEFT_OUT_SHARE
-    found: Best[Label] = Best(steps_left=limit)
+    limits = [one.label[0].request.rules.work_limit for one in searches]
+    found: Best[Label] = Best(steps_left=max(limits, default=0) // LEFT_OUT_SHARE)
     scope = Scope(sum(1 << index for index in order), 1 << order[0])
     _search_all(searches, found, scope, order)
     if not found.seen:

@@ -17,6 +17,16 @@ Label = tuple[Tables, Choice]
 """Where a solution comes from: two searches may number their devices differently."""
 
 
+def barred(label: Label) -> int:
+    """The devices, as bits, that must not compute as many tokens at once as a search is for."""
+    tables, choice = label
+    ubatch, given = tables.run.ubatch, tables.request.overrides.ubatch
+    if ubatch == given:
+        return 0  # the operator knows better
+    caps = (device.ubatch_cap for device in choice.devices)
+    return sum(1 << i for i, cap in enumerate(caps) if cap is not None and cap < ubatch)
+
+
 class Made:
     """Tables and searches of one request. Overrides are part of a choice, not of the tables."""
 
@@ -54,7 +64,8 @@ def _searches(tables: Tables, choice: Choice, best: Best[Label]) -> Iterator[Exa
     for outputs, least, most in _groups(tables, choice):
         problem = tables.problem(outputs, choice, range(least, most + 1))
         if choice.split:
-            _as_given(problem, choice.split, best, label)
+            if not barred(label):
+                _as_given(problem, choice.split, best, label)
         elif problem.host_blocks:
             sums = sums or Sums(problem)
             yield ExactSearch(problem, sums, label)

@@ -2,44 +2,34 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from supervisor.core import launch_plan
-from supervisor.core.entities import DeploymentId, DeploymentSpec, Device, LeftOut, Plan
+from supervisor.core.entities import AgentId, Cause, Deployment, DeploymentId, DeploymentSpec, Plan
 from supervisor.core.explain import explain
-from supervisor.core.measurements import why_stale
-from supervisor.core.membership import DeviceCondition
-from supervisor.core.offers import (
-    HostFacts,
-    Measurements,
-    Place,
-    device_offers,
-    host_offer,
-    is_host_itself,
-    places_of,
-)
-from supervisor.core.planning import HOST, NoFit, Planned, PlanRequest, Rules, WhatIf
+from supervisor.core.lessons import Lesson
+from supervisor.core.obeying import with_reasons
+from supervisor.core.planning import HOST, NoFit, Overrides, Planned, PlanRequest, Rules, WhatIf
 from supervisor.core.search import plan as search
 from supervisor.core.what_if import what_if
 from supervisor.errors import (
-    AgentRefused,
-    AgentUnreachable,
     BadSplit,
+    CapacityError,
     EngineToolMissing,
     EstimateFailed,
     InsufficientMemory,
     NoDevices,
-    WorkerBusy,
-    WorkerIncompatible,
+    PeerError,
 )
-from supervisor.ports import Model
+from supervisor.service.eligibility import Asked, Eligibility, named_devices
+from supervisor.service.learning import Learning
 from supervisor.service.tools import Tools
+from supervisor.service.world import Wish, World, WorldReader
 
 log = logging.getLogger(__name__)
 
-_FRESH_S = 1.0
 _ROUNDS = 5
 """How often the engine may find a plan too large before we believe our own formulas instead."""
 
@@ -53,45 +43,123 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _World:
-    """Everything that a plan follows from."""
+class _Found:
+    """A plan, and what it was made from."""
 
-    spec: DeploymentSpec
-    model: Model
-    host: HostFacts
-    places: Mapping[str, Place]
-    left_out: tuple[LeftOut, ...]
-    request: PlanRequest
+    world: World
+    planned: Planned
+    plan: Plan
+
+    def explained(self, what_ifs: Sequence[WhatIf] = ()) -> Plan:
+        sentences = explain(self.world.request, self.planned, what_ifs)
+        return self.plan.model_copy(update={"reasons": (*sentences, *self.world.remarks)})
 
 
 class Planner:
     """Chooses devices and makes a plan from fresh facts. Starts nothing."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: Tools, wall_clock: Callable[[], float] = time.time) -> None:
         self._tools = tools
+        self._learning = Learning(tools, wall_clock)
+        self._reader = WorldReader(tools)
 
-    async def plan(self, spec: DeploymentSpec, deployment: DeploymentId | None = None) -> Plan:
+    async def plan(
+        self,
+        spec: DeploymentSpec,
+        deployment: DeploymentId | None = None,
+        *,
+        is_repair: bool = False,
+    ) -> Plan:
         """The plan that a launch follows, for the devices that exist now.
+
+        Args:
+            spec: What was asked for.
+            deployment: Devices that it uses already count as free.
+            is_repair: Rather without a device that was named than not at all.
 
         Raises:
             ProjectError: The model, the devices or the wishes are not usable, or nothing fits;
                 says which, why, and by how much.
         """
-        world = await self._world(spec, self._tools.read_model, deployment)
-        planned, plan = await self._planned(world, is_launch=True)
-        return plan.model_copy(update={"reasons": tuple(explain(world.request, planned))})
+        asked = Asked(spec, deployment, is_repair)
+        return (await self._find(Wish(asked, self._tools.read_model))).explained()
 
     async def answer(self, spec: DeploymentSpec) -> Answer:
         """The same with what would change it; the model need not be downloaded."""
-        world = await self._world(spec, self._tools.read_any_model, None)
-        planned, plan = await self._planned(world, is_launch=False)
-        changes = await asyncio.to_thread(what_if, world.request, planned.best)
-        sentences = tuple(explain(world.request, planned, changes))
-        return Answer(plan.model_copy(update={"reasons": sentences}), changes)
+        wish = Wish(Asked(spec), self._tools.read_any_model, is_launch=False)
+        found = await self._find(wish)
+        changes = await asyncio.to_thread(what_if, found.world.request, found.planned.best)
+        return Answer(found.explained(changes), changes)
+
+    # -- repair --------------------------------------------------------------------------------
+
+    async def learn(self, cause: Cause, plan: Plan) -> Lesson | None:
+        """Keep what a failure teaches of the device that it is about.
+
+        Returns:
+            The lesson, if there is a new one.
+        """
+        return await self._learning.learn(cause, plan)
+
+    def usable(self, deployment: Deployment) -> frozenset[AgentId]:
+        """The devices that a plan for a deployment could use now."""
+        eligible = self._eligibility(Asked(deployment.spec, deployment.id))
+        return frozenset(device.id for device in eligible.wanted())
+
+    async def candidate(self, deployment: Deployment, current: Plan) -> tuple[Plan, Plan]:
+        """What runs, as it is predicted today, and the best that could run in its place.
+
+        Raises:
+            ProjectError: As for ``plan``.
+        """
+        asked = Asked(deployment.spec, deployment.id, is_repair=True)
+        found = await self._find(Wish(asked, self._tools.read_model, stopped=current))
+        return await self._as_of_today(found.world, current), found.explained()
+
+    async def _as_of_today(self, world: World, current: Plan) -> Plan:
+        """A plan with a prediction that knows as much as one that is made now."""
+        names = {(p.device.id, p.ggml.name): name for name, p in world.places.items()}
+        order = [names.get((s.agent_id, s.ggml_device)) for s in current.shards]
+        if None in order:
+            return current  # a device of it is gone
+        same = Overrides(
+            order=(*([HOST] if current.host.layers else []), *(name for name in order if name)),
+            ctx_tokens=current.ctx_tokens,
+            kv_type=current.kv_type,
+            ubatch=current.ubatch,
+        )
+        try:
+            _, today = await self._searched(
+                world, world.request.model_copy(update={"overrides": same})
+            )
+        except (InsufficientMemory, BadSplit, NoDevices):
+            return current
+        return current.model_copy(update={"prediction": today.prediction})
 
     # -- the search and the engine's word on it ------------------------------------------------
 
-    async def _planned(self, world: _World, *, is_launch: bool) -> tuple[Planned, Plan]:
+    async def _find(self, wish: Wish) -> _Found:
+        """Without the devices that are set aside; with them if nothing is found otherwise."""
+        eligible = self._eligibility(wish.asked)
+        try:
+            return await self._found(wish, eligible)
+        except (CapacityError, PeerError):
+            # Who names devices gets them anyhow, unless a repair may choose among them.
+            is_strict = named_devices(wish.asked.spec) and not wish.asked.is_repair
+            if is_strict or not eligible.aside():
+                raise
+        return await self._found(wish, replace(eligible, with_aside=True))
+
+    async def _found(self, wish: Wish, eligible: Eligibility) -> _Found:
+        world = await self._reader.read(wish, eligible)
+        return _Found(world, *await self._planned(world, is_launch=wish.is_launch))
+
+    def _eligibility(self, asked: Asked) -> Eligibility:
+        registry = self._tools.registry
+        devices = tuple(sorted(registry.devices(), key=lambda device: device.name))
+        return Eligibility(asked, devices, registry.find, self._learning.lessons())
+
+    async def _planned(self, world: World, *, is_launch: bool) -> tuple[Planned, Plan]:
         """Search, ask the engine, and search again with what it says, until both agree."""
         if self._tools.estimate_memory.is_there:
             found = await self._agreed(world, is_launch=is_launch)
@@ -100,7 +168,7 @@ class Planner:
         request = world.request.model_copy(update={"rules": self._rules(is_checked=False)})
         return await self._searched(world, request)
 
-    async def _agreed(self, world: _World, *, is_launch: bool) -> tuple[Planned, Plan] | None:
+    async def _agreed(self, world: World, *, is_launch: bool) -> tuple[Planned, Plan] | None:
         """A plan that the engine agrees with; ``None`` if it cannot say.
 
         A launch does not wait for the engine's word where that could change nothing.
@@ -125,12 +193,13 @@ class Planner:
         log.warning("plan.not_checked", extra={"reason": f"the engine needs more: {bytes_less}"})
         return None
 
-    async def _searched(self, world: _World, request: PlanRequest) -> tuple[Planned, Plan]:
+    async def _searched(self, world: World, request: PlanRequest) -> tuple[Planned, Plan]:
         found = await asyncio.to_thread(search, request)
         if isinstance(found, NoFit):
-            sentences = " ".join(explain(request, found))
+            sentences = " ".join([*explain(request, found), *world.remarks])
             raise InsufficientMemory(sentences, found.model_dump(mode="json"))
-        found = found.model_copy(update={"left_out": (*found.left_out, *world.left_out)})
+        left_out = (*with_reasons(found, world.places, world.lessons), *world.left_out)
+        found = found.model_copy(update={"left_out": left_out})
         plan = launch_plan.launch_plan(
             world.model.facts, world.spec, world.request, found.best, world.places
         )
@@ -143,169 +212,3 @@ class Planner:
             sampling=settings.backend_sampling,
             is_checked=is_checked,
         )
-
-    # -- what there is -------------------------------------------------------------------------
-
-    async def _world(
-        self,
-        spec: DeploymentSpec,
-        read_model: Callable[[str], Model],
-        deployment: DeploymentId | None,
-    ) -> _World:
-        devices, absent = self._devices(spec, deployment)
-        is_needed = bool(_named(spec))
-        (model, host), fresh = await asyncio.gather(
-            asyncio.to_thread(lambda: (read_model(spec.model), self._host_facts())),
-            asyncio.gather(*(self._refreshed(device, is_needed) for device in devices)),
-        )
-        silent = [
-            LeftOut(name=device.name, reason="its agent does not answer")
-            for device, found in zip(devices, fresh, strict=True)
-            if found is None
-        ]
-        everywhere = [place for device in fresh if device for place in places_of(device)]
-        places, itself = _offered(everywhere, host, spec)
-        if not places and not host.may_hold_layers:
-            raise NoDevices(self._why_none())
-        return _World(
-            spec=spec,
-            model=model,
-            host=host,
-            places={place.name: place for place in places},
-            left_out=(*absent, *silent, *itself),
-            request=self._request(spec, model, host, places, everywhere),
-        )
-
-    def _request(
-        self,
-        spec: DeploymentSpec,
-        model: Model,
-        host: HostFacts,
-        places: Sequence[Place],
-        everywhere: Sequence[Place],
-    ) -> PlanRequest:
-        measured = self._measurements(everywhere)
-        joined = {name for d in self._tools.registry.devices() for name in (d.name, d.id)}
-        return PlanRequest(
-            shape=model.shape,
-            devices=device_offers(places, host, measured, model.shape),
-            host=host_offer(host, everywhere, measured, model.shape),
-            wanted=launch_plan.wanted(spec),
-            goal=launch_plan.goal(spec),
-            overrides=launch_plan.overrides(spec, places, joined),
-        )
-
-    def _host_facts(self) -> HostFacts:
-        host, settings = self._tools.main_host, self._tools.settings
-        return HostFacts(
-            boot_id=host.boot_id,
-            platform=host.platform,
-            cores=host.cores,
-            available_bytes=self._tools.host_available_bytes(),
-            may_hold_layers=settings.host_layers,
-        )
-
-    def _measurements(self, places: Iterable[Place]) -> Measurements:
-        """Those that were made with the engines of now; old ones are better than guesses."""
-        engines = {place.device.id: place.facts.engine for place in places}
-        devices = {}
-        for found in self._tools.store.device_measurements():
-            engine = engines.get(found.agent_id)
-            if engine is None:
-                continue
-            stale = why_stale(
-                found.taken_at,
-                datetime.now(UTC),
-                keeps=timedelta.max,
-                build=(found.engine_build, engine.build),
-                protocol=(found.rpc_protocol, engine.rpc_protocol),
-            )
-            if not stale:
-                devices[found.agent_id, found.ggml_device] = found
-        links = {found.agent_id: found for found in self._tools.store.link_measurements()}
-        return Measurements(devices, links)
-
-    def _devices(
-        self, spec: DeploymentSpec, deployment: DeploymentId | None
-    ) -> tuple[list[Device], list[LeftOut]]:
-        """The devices to choose from, and those that cannot take part now."""
-        registry = self._tools.registry
-        if names := _named(spec):
-            chosen = [registry.find(_device_name(name)) for name in names if name != HOST]
-            for device in chosen:
-                _refuse_unusable(device, deployment)
-            return list({device.id: device for device in chosen}.values()), []
-        free, absent = [], []
-        for device in sorted(registry.devices(), key=lambda d: d.name):
-            if device.state == DeviceCondition.READY and device.used_by in (None, deployment):
-                free.append(device)
-            else:
-                absent.append(LeftOut(name=device.name, reason=_why_absent(device)))
-        return free, absent
-
-    def _why_none(self) -> str:
-        devices = self._tools.registry.devices()
-        if not devices:
-            return (
-                "no device has joined; run 'supervisor join CODE' on one (see 'supervisor invite')"
-            )
-        why = "; ".join(f"{device.name}: {_why_absent(device)}" for device in devices)
-        return f"no joined device is free and ready ({why})"
-
-    async def _refreshed(self, device: Device, is_needed: bool) -> Device | None:
-        if device.silent_s < _FRESH_S:
-            return device  # it spoke just now
-        try:
-            facts = await self._tools.registry.agent(device.id).facts()
-        except (AgentUnreachable, AgentRefused) as exc:
-            if is_needed:
-                raise
-            log.warning("device.left_out", extra={"device": device.name, "reason": str(exc)})
-            return None
-        self._tools.registry.took_facts(device.id, facts)
-        return device.model_copy(update={"facts": facts})
-
-
-def _named(spec: DeploymentSpec) -> tuple[str, ...]:
-    return spec.devices or spec.order
-
-
-def _device_name(name: str) -> str:
-    """``desktop/CUDA0`` is a ggml device of ``desktop``."""
-    return name.partition("/")[0]
-
-
-def _offered(
-    places: Sequence[Place], host: HostFacts, spec: DeploymentSpec
-) -> tuple[list[Place], list[LeftOut]]:
-    """The places that may take layers. The main host's own processor needs no worker.
-
-    Raises:
-        BadSplit: The main host is named twice, as itself and as a device.
-    """
-    itself = [place for place in places if is_host_itself(place, host)]
-    names = _named(spec)
-    if not names:
-        reason = f"it is the {HOST}, whose processor llama-server uses without a worker"
-        others = [place for place in places if place not in itself]
-        return others, [LeftOut(name=place.name, reason=reason) for place in itself]
-    if itself and HOST in names:
-        raise BadSplit(
-            f"{itself[0].device.name} is the {HOST} itself, and both are named; name one of them"
-        )
-    return list(places), []
-
-
-def _why_absent(device: Device) -> str:
-    if device.used_by:
-        return f"it serves deployment {device.used_by}"
-    return device.reason or f"it is {device.state}"
-
-
-def _refuse_unusable(device: Device, deployment: DeploymentId | None) -> None:
-    if device.state in (DeviceCondition.INCOMPATIBLE, DeviceCondition.UNUSABLE):
-        raise WorkerIncompatible(f"{device.name} cannot take part: {device.reason}")
-    if device.state != DeviceCondition.READY:
-        raise AgentUnreachable(f"{device.name} cannot take part: {device.reason}")
-    if device.used_by not in (None, deployment):
-        raise WorkerBusy(f"{device.name} is in use by deployment {device.used_by}; stop that first")

@@ -11,7 +11,6 @@ from supervisor.core.lifecycle import (
     State,
     advance,
     failures_after,
-    retry_delay_s,
 )
 from supervisor.errors import IllegalTransition
 
@@ -71,14 +70,6 @@ def test_a_failed_attempt_never_leads_back_to_running_without_a_new_plan() -> No
     after_failure = {TABLE[s, e] for s, e in TABLE if e is Event.ATTEMPT_FAILED}
     assert after_failure == {State.BACKOFF}
     assert TABLE[State.BACKOFF, Event.RETRY_DUE] is State.PENDING
-
-
-@pytest.mark.parametrize(
-    ("failures", "delay_s"),
-    [(1, 5.0), (2, 10.0), (3, 20.0), (6, 160.0), (7, 300.0), (8, 300.0), (10_000, 300.0)],
-)
-def test_the_pause_before_an_attempt_doubles_up_to_its_limit(failures: int, delay_s: float) -> None:
-    assert retry_delay_s(failures, first_s=5.0, longest_s=300.0) == delay_s
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Condition of a device, derived from facts; the worst news wins."""
 
+from dataclasses import replace
+
 import pytest
 
 from agents.contract import DeviceFacts, EngineFacts
-from supervisor.core.membership import DeviceCondition, assess
+from supervisor.core.membership import DeviceCondition, assess, is_same_build
 
 GOOD = EngineFacts(
     folder="/opt/llama", source="PATH", rpc_server="/opt/llama/x", rpc_protocol="7.0.0"
@@ -50,3 +52,58 @@ def test_a_device_is_what_its_facts_say(
     assert found is condition
     assert reason.startswith(says) or says in reason
     assert bool(reason) == (condition is not DeviceCondition.READY)
+
+
+@pytest.mark.parametrize(
+    ("build", "main_build", "condition"),
+    [
+        ("0c1e570", "0c1e570", DeviceCondition.READY),
+        ("0c1e570", "0c1e57012", DeviceCondition.READY),  # git cuts the same commit differently
+        ("0c1e570", "9f2a113", DeviceCondition.INCOMPATIBLE),
+        ("0c1e570", "", DeviceCondition.READY),  # unknown here
+        ("", "0c1e570", DeviceCondition.READY),  # unknown there: it has no llama-server
+    ],
+)
+def test_a_device_with_another_build_is_incompatible(
+    build: str, main_build: str, condition: DeviceCondition
+) -> None:
+    found, reason = assess(
+        facts(replace(GOOD, build=build)),
+        silent_s=0.0,
+        late_after_s=10.0,
+        stale_after_s=30.0,
+        rpc_protocol="7.0.0",
+        engine_build=main_build,
+    )
+    assert found is condition
+    if condition is DeviceCondition.INCOMPATIBLE:
+        assert "runs llama.cpp 0c1e570, the main host 9f2a113" in reason
+        assert reason.endswith("install the same build on both")
+
+
+def test_another_protocol_is_the_worse_news() -> None:
+    old = replace(OLD, build="0c1e570")
+    _, reason = assess(
+        facts(old),
+        silent_s=0.0,
+        late_after_s=10.0,
+        stale_after_s=30.0,
+        rpc_protocol="7.0.0",
+        engine_build="9f2a113",
+    )
+    assert reason.startswith("speaks RPC 3.6.0")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("abc", "abcdef", False),  # too short to be a commit
+        ("4.1", "4.12", False),  # versions
+        ("4.1", "4.1", True),
+        ("0c1e570", "0c1e5701", True),
+        ("0c1e570", "0c1e571", False),
+        ("", "", True),
+    ],
+)
+def test_builds_are_compared_as_git_abbreviates_them(one: str, other: str, expected: bool) -> None:
+    assert is_same_build(one, other) is is_same_build(other, one) is expected

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from planning_world import layer, model
 
-from agents.contract import DeviceFacts, GgmlDevice
-from supervisor.core.entities import AgentId, Device
+from agents.contract import DeviceFacts, GgmlDevice, RpcServerStatus, WorkerState
+from supervisor.core.entities import AgentId, Device, HostShare, ModelFacts, Plan, Shard
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
 from supervisor.core.memory import GIB, MIB, Platform
 from supervisor.core.offers import (
@@ -14,8 +14,10 @@ from supervisor.core.offers import (
     HostFacts,
     Measurements,
     Place,
+    as_if_stopped,
     device_offers,
     holds_layers_itself,
+    host_held_bytes,
     host_offer,
     host_reserve_bytes,
     is_host_itself,
@@ -232,3 +234,49 @@ def test_the_main_host_is_as_fast_as_its_own_agent_measured() -> None:
     assert known.may_hold_layers
     assert host_offer(HOST, places, NOTHING, SHAPE).speed.is_guess
     assert host_offer(HOST, [], NOTHING, SHAPE).available_bytes == 16 * GIB
+
+
+def running(*shards: Shard) -> Plan:
+    facts = ModelFacts(path="/m", name="m", architecture="llama", block_count=8, size_bytes=9)
+    own = HostShare(weight_bytes=GIB, kv_bytes=2 * MIB, compute_bytes=3 * MIB)
+    return Plan(model=facts, ctx_tokens=4096, slots=1, shards=shards, host=own)
+
+
+def shard(name: str, ggml: str, mib: int) -> Shard:
+    return Shard(
+        agent_id=AgentId(f"id-{name}"),
+        device=name,
+        ggml_device=ggml,
+        host="h",
+        layers=4,
+        weight_bytes=mib * MIB,
+        kv_bytes=MIB,
+        compute_bytes=MIB,
+    )
+
+
+def free_mib(each: Device, plan: Plan) -> float:
+    facts = as_if_stopped(each, plan, HOST).facts
+    assert facts is not None
+    return (facts.memory_available_bytes - 8 * GIB) / MIB
+
+
+def test_what_runs_gives_its_memory_back_before_something_better_is_planned() -> None:
+    plan = running(shard("pi", "CPU", 100), shard("desktop", "CUDA0", 500))
+    assert free_mib(device("pi"), plan) == 102
+    assert free_mib(device("other"), plan) == 0
+    assert free_mib(device("desktop", CUDA, CPU), plan) == 0, "a card's memory is its own"
+    assert free_mib(device("own", boot_id=HOST.boot_id), plan) == host_held_bytes(plan) / MIB == 5
+    mac = running(shard("mac", "MTL0", 300))
+    assert free_mib(device("mac", METAL, CPU, platform="macos"), mac) == 302
+
+
+def test_no_more_is_given_back_than_the_worker_was_seen_to_use_or_the_device_has() -> None:
+    plan = running(shard("pi", "CPU", 100))
+    pi = device("pi")
+    assert pi.facts is not None
+    status = RpcServerStatus(WorkerState.READY, resident_bytes=40 * MIB)
+    assert free_mib(pi.model_copy(update={"rpc_server": status}), plan) == 40
+    tight = replace(pi.facts, memory_total_bytes=8 * GIB + 7 * MIB)
+    assert free_mib(pi.model_copy(update={"facts": tight}), plan) == 7
+    assert as_if_stopped(pi.model_copy(update={"facts": None}), plan, HOST).facts is None

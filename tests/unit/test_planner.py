@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -12,6 +13,7 @@ from test_offers import HOST, device, measured
 from agents.contract import DeviceFacts, EngineFacts
 from supervisor.core.engine_memory import EngineMemory, EngineUse
 from supervisor.core.entities import AgentId, DeploymentId, Device, Plan
+from supervisor.core.lessons import Lesson
 from supervisor.core.memory import GIB
 from supervisor.core.planning import HOST as MAIN_HOST
 from supervisor.errors import (
@@ -27,6 +29,7 @@ from supervisor.errors import (
 from supervisor.ports import Model
 from supervisor.service.planning import Planner
 from supervisor.service.tools import Tools
+from supervisor.settings import Settings
 
 MODEL = Model(FACTS, SHAPE)
 Estimate = Callable[[Plan], EngineMemory]
@@ -60,6 +63,9 @@ class Devices:
         if found is None:
             raise DeviceUnknown(f"no device {name!r}")
         return found
+
+    def device(self, agent_id: AgentId) -> Device:
+        return self.find(agent_id)
 
     def agent(self, agent_id: AgentId) -> Agent:
         found = self.find(agent_id)
@@ -98,24 +104,29 @@ def planner(
     host_gib: float = 16,
     host_layers: bool = False,
     known: bool = False,
+    lessons: dict[AgentId, Lesson] | None = None,
+    engine: EngineFacts | None = None,
+    now_s: Callable[[], float] = lambda: 0.0,
 ) -> tuple[Planner, Estimator, Devices]:
     estimator = Estimator(says)
     registry = Devices(devices, frozenset({silent}))
-    found = measured("id-a")
+    found, kept = measured("id-a"), {} if lessons is None else lessons
     tools = SimpleNamespace(
-        settings=SimpleNamespace(host_layers=host_layers, head_room_mib=0, backend_sampling=False),
+        settings=Settings(data_folder=Path("/nowhere"), host_layers=host_layers),
         registry=registry,
         store=SimpleNamespace(
             device_measurements=lambda: list(found.devices.values()) if known else [],
             link_measurements=lambda: list(found.links.values()) if known else [],
+            lessons=lambda: list(kept.values()),
+            save_lesson=lambda lesson: kept.update({lesson.agent_id: lesson}),
         ),
         read_model=lambda _: MODEL,
         read_any_model=lambda _: MODEL,
         estimate_memory=estimator,
         host_available_bytes=lambda: int(host_gib * GIB),
-        main_host=SimpleNamespace(boot_id=HOST.boot_id, platform="linux", cores=4),
+        main_host=SimpleNamespace(boot_id=HOST.boot_id, platform="linux", cores=4, engine=engine),
     )
-    return Planner(cast(Tools, tools)), estimator, registry
+    return Planner(cast(Tools, tools), now_s), estimator, registry
 
 
 def changed(found: Device, **changes: object) -> Device:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from supervisor import files
 from supervisor.adapters import agent_archive
 from supervisor.adapters.agent_client import AgentClient
 from supervisor.adapters.authority import Authority
+from supervisor.adapters.link_probe import LinkProbe
 from supervisor.adapters.link_process import LinkProcesses
-from supervisor.adapters.llama_server import LlamaServerClient, LlamaServerStarter
+from supervisor.adapters.llama_server import LlamaServerClient, LlamaServers
 from supervisor.adapters.local_agent import LocalAgent
 from supervisor.adapters.memory_oracle import MemoryOracle
 from supervisor.adapters.models import list_models, read_any_model, read_model
@@ -36,8 +38,10 @@ from supervisor.api.web import create_app
 from supervisor.core.commands import known_flags
 from supervisor.core.lifecycle import State
 from supervisor.errors import SupervisorRunning
+from supervisor.service.doubting import Doubts
 from supervisor.service.events import EventBus
 from supervisor.service.idle_measuring import IdleMeasurer
+from supervisor.service.journal import Journal
 from supervisor.service.measuring import Measurer
 from supervisor.service.pushing import Pusher
 from supervisor.service.reconciler import Reconciler
@@ -98,6 +102,8 @@ class _Parts:
     """One supervisor, put together and not yet running."""
 
     services: Services
+    journal: Journal
+    context: ssl.SSLContext
     http: httpx.AsyncClient
     links: LinkProcesses
     servers: list[tuple[web.Web, list[socket.socket]]]
@@ -110,18 +116,33 @@ async def _run(
     parts = await _compose(settings, folder, store, addresses)
     services = parts.services
     stop = asyncio.Event()
+
+    def on_signal() -> None:
+        """The second one is in a hurry."""
+        if stop.is_set():
+            services.reconciler.hurry()
+        stop.set()
+
     for number in STOP_SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
     serving = [asyncio.create_task(web_.serve(sockets=socks)) for web_, socks in parts.servers]
     idle = IdleMeasurer(
         services.measurer, services.registry, settings, lambda: _is_launching(services)
     )
-    others = [asyncio.create_task(work) for work in (services.registry.watch_silence(), idle.run())]
+    doubts = Doubts(services.registry, LinkProbe(parts.context))
+    works = (services.registry.watch_silence(), idle.run(), parts.journal.run(), doubts.run())
+    others = [asyncio.create_task(work) for work in works]
     if settings.local_agent:
-        own = LocalAgent(settings, folder, lambda: _join_code(services, hours=1.0, once=True)[0])
+        own = LocalAgent(
+            settings,
+            folder,
+            services.main_host.boot_id,
+            services.join_endpoints,
+            lambda: _join_code(services, hours=1.0, once=True)[0],
+        )
         others.append(asyncio.create_task(own.run()))
     try:
-        services.reconciler.restore()
+        await services.reconciler.restore()
         # Loopback, not ``url``: from any other address, our own included, the key is needed.
         _write_run_file(folder, addresses.local_url)
         started = {"url": addresses.url, "agents_at": addresses.agents_endpoint}
@@ -129,6 +150,7 @@ async def _run(
         announce(_running(services))
         await _until_stopped(stop, [*serving, *others])
     finally:
+        services.reconciler.begin_to_end()
         await services.reconciler.close()
         (folder / RUN_FILE).unlink(missing_ok=True)
         services.bus.close()
@@ -140,6 +162,7 @@ async def _run(
         await parts.links.close()  # nobody measures any more
         await parts.http.aclose()
         await services.registry.close()
+        await parts.journal.close()
         log.info("supervisor.stopped")
 
 
@@ -181,7 +204,9 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
 
     registry = Registry(settings, store, authority, connect, bus)
     registry.rpc_protocol = main_host.engine.rpc_protocol if main_host.engine else ""
-    links = LinkProcesses(folder)
+    registry.engine_build = main_host.engine.build if main_host.engine else ""
+    links = LinkProcesses(folder, main_host.boot_id)
+    journal = Journal(store, bus)
     links.prepare()
     tools = Tools(
         settings=settings,
@@ -192,15 +217,16 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         estimate_memory=MemoryOracle(main_host.engine, inherited),
         host_available_bytes=lambda: facts.memory()[1],
         probe=probe,
-        start_engine=LlamaServerStarter(folder / "children.json").start,
+        engines=LlamaServers(folder / "children.json", main_host.boot_id),
         connect_engine=LlamaServerClient,
-        start_links=links.start,
+        links=links,
         identity=Identity(
             authority.supervisor_certificate,
             authority.supervisor_key,
             authority.certificate_path,
         ),
         main_host=main_host,
+        journal=journal,
     )
     reconciler = Reconciler(tools, bus)
     services = Services(
@@ -223,7 +249,11 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
     # A slow phone may think for minutes before its first byte: no read time-out towards the engine.
     http = httpx.AsyncClient(timeout=httpx.Timeout(None, connect=5.0), trust_env=False)
     join_app = create_join_app(
-        registry, authority.certificate_pem, _downloads(folder), settings.heartbeat_s
+        registry,
+        authority.certificate_pem,
+        _downloads(folder),
+        settings.heartbeat_s,
+        settings.lease_s,
     )
     join_web = web.mutual_tls(
         join_app,
@@ -233,7 +263,8 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         need_client=False,
     )
     page = web.plain(create_app(services, http, files.dashboard()))
-    return _Parts(services, http, links, [(page, addresses.web), (join_web, [addresses.agents])])
+    servers = [(page, addresses.web), (join_web, [addresses.agents])]
+    return _Parts(services, journal, context, http, links, servers)
 
 
 async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:

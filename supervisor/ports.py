@@ -1,6 +1,6 @@
 """What the use cases need of the outside world, as types. ``adapters`` provide it."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,20 +14,24 @@ from agents.contract import (
     RpcServerSpec,
     RpcServerStatus,
 )
+from agents.process import Running
 from agents.rpc_protocol import ProbeResult, Triple
 from supervisor.core.engine_memory import EngineMemory
 from supervisor.core.entities import (
     AgentId,
     Deployment,
     DeploymentId,
+    EventRecord,
     LaunchId,
     LaunchRecord,
     ModelFacts,
     Plan,
 )
+from supervisor.core.lessons import Lesson
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
 from supervisor.core.model_shape import ModelShape
 from supervisor.core.seeding import FileTensor
+from supervisor.core.slots import SlotState
 from supervisor.link.job import LinkJob, LinkStats
 
 
@@ -87,28 +91,18 @@ class WorkerProbe(Protocol):
     ) -> ProbeResult: ...
 
 
-class EngineProcess(Protocol):
-    """A running llama-server."""
+class EngineProcesses(Protocol):
+    """Starts llama-server, and finds one again that an earlier run of us started."""
 
-    log_path: Path
-
-    @property
-    def pid(self) -> int: ...
-
-    @property
-    def exit_status(self) -> int | None: ...
-
-    async def wait(self) -> int: ...
-
-    async def stop(self, *, grace_s: float) -> int: ...
-
-
-class EngineStarter(Protocol):
-    """Starts llama-server."""
-
-    async def __call__(
+    async def start(
         self, argv: Sequence[str], environment: Mapping[str, str], log_path: Path
-    ) -> EngineProcess: ...
+    ) -> Running: ...
+
+    def adopt(self, record: LaunchRecord) -> Running | None: ...
+
+    def sweep(self, unfinished: Iterable[LaunchRecord]) -> None:
+        """End what was left of these launches and not adopted."""
+        ...
 
 
 class Links(Protocol):
@@ -119,6 +113,14 @@ class Links(Protocol):
 
     @property
     def log_path(self) -> Path: ...
+
+    @property
+    def is_alive(self) -> bool: ...
+
+    @property
+    def silent_s(self) -> float:
+        """Since its last word; it repeats itself twice a second."""
+        ...
 
     async def ready(self, agents: int, deadline_s: float) -> Mapping[AgentId, LinkStats]: ...
 
@@ -140,7 +142,15 @@ class Links(Protocol):
 class LinkStarter(Protocol):
     """Starts the links of a launch; ready they are a moment later."""
 
-    async def __call__(self, job: LinkJob) -> Links: ...
+    async def start(self, job: LinkJob) -> Links: ...
+
+    async def adopt(self, pid: int) -> Links | None:
+        """Those of a launch that an earlier run of us started, if they still stand."""
+        ...
+
+    def sweep(self) -> None:
+        """End what an earlier run of us left and nobody adopted."""
+        ...
 
 
 class Health(StrEnum):
@@ -176,6 +186,8 @@ class ServerClient(Protocol):
     async def first_completion(self, timeout_s: float) -> Answer: ...
 
     async def generated(self) -> Generated | None: ...
+
+    async def slots(self, timeout_s: float) -> tuple[SlotState, ...] | None: ...
 
     async def close(self) -> None: ...
 
@@ -224,8 +236,35 @@ class StorePort(Protocol):
 
     def save_launch(self, record: LaunchRecord) -> None: ...
 
+    def launches(self, limit: int = 100) -> list[LaunchRecord]: ...
+
+    def launch(self, launch_id: LaunchId) -> LaunchRecord: ...
+
+    def events(
+        self,
+        after_id: int | None = None,
+        limit: int = 100,
+        subject: str | None = None,
+        launch_id: LaunchId | None = None,
+    ) -> list[EventRecord]: ...
+
+    def last_event_id(self) -> int: ...
+
+    def save_together(
+        self,
+        deployments: Mapping[DeploymentId, Deployment | None],
+        launches: Sequence[LaunchRecord],
+        events: Sequence[EventRecord],
+    ) -> None:
+        """All of it, or nothing. A deployment that is None is deleted; events are numbered."""
+        ...
+
     def save_measurement(self, measured: DeviceMeasured | LinkMeasured) -> None: ...
 
     def device_measurements(self) -> list[DeviceMeasured]: ...
 
     def link_measurements(self) -> list[LinkMeasured]: ...
+
+    def save_lesson(self, lesson: Lesson) -> None: ...
+
+    def lessons(self) -> list[Lesson]: ...

@@ -73,18 +73,25 @@ class Cluster:
         self.programs.append(program)
         return program
 
-    async def supervisor(self, *, port: int = 0, join_port: int = 0, **settings: object) -> Program:
+    async def supervisor(
+        self,
+        *,
+        port: int = 0,
+        join_port: int = 0,
+        environment: dict[str, str] | None = None,
+        **settings: object,
+    ) -> Program:
         """Start the supervisor and wait until it answers.
 
         The main host's processor is left to the agents, which all run on it here, and nothing is
         measured unless it is asked for.
         """
         chosen = {"host_layers": "false", "measure_idle": "false"} | settings
-        environment = {f"SUPERVISOR_{k.upper()}": str(v) for k, v in chosen.items()}
+        named = {f"SUPERVISOR_{k.upper()}": str(v) for k, v in chosen.items()}
         data = self.folder / "supervisor"
         arguments = ["supervisor", "up", "--data", str(data), "--no-agent", "--port", str(port)]
         arguments += ["--join-host", "127.0.0.1", "--join-port", str(join_port)]
-        program = self.run("supervisor", *arguments, environment=environment)
+        program = self.run("supervisor", *arguments, environment={**named, **(environment or {})})
         run_file = data / "run.json"
 
         async def is_up() -> bool:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from agents.contract import read
 from agents.errors import BadMessage, LinkLost, ProjectError
 from agents.logfile import tail
 from supervisor.core.entities import AgentId
+from supervisor.errors import LinkProcessEnded
 from supervisor.link.job import LOST, SERVING, LinkJob, LinkStats
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ _FIRST_PAUSE_S: Final = 0.002
 _LONGEST_PAUSE_S: Final = 0.1
 _GRACE_S: Final = 3.0
 _FRESH_S: Final = 0.5
+_FIRST_WORD_S: Final = 2.0
 _NEXT_SPARE_S: Final = 3.0
 _REAP_S: Final = 2.0
 _LINE_BYTES: Final = 4 << 20
@@ -36,7 +39,7 @@ class LinkProcess:
     """One running link process, and the last that it said."""
 
     def __init__(
-        self, child: process.Child, socket: Path, on_stopped: Callable[[], None] = lambda: None
+        self, child: process.Running, socket: Path, on_stopped: Callable[[], None] = lambda: None
     ) -> None:
         self._child = child
         self._on_stopped = on_stopped
@@ -46,6 +49,7 @@ class LinkProcess:
         self._stats: dict[AgentId, LinkStats] = {}
         self._news = asyncio.Event()
         self._is_over = False
+        self._heard_at_s = time.monotonic()
 
     @property
     def pid(self) -> int:
@@ -57,7 +61,11 @@ class LinkProcess:
 
     @property
     def is_alive(self) -> bool:
-        return self._child.exit_status is None and not self._is_over
+        return self._child.is_alive and not self._is_over
+
+    @property
+    def silent_s(self) -> float:
+        return time.monotonic() - self._heard_at_s
 
     async def connect(self) -> None:
         """Reach it; it makes its socket in its first moments.
@@ -68,7 +76,7 @@ class LinkProcess:
         pause_s = _FIRST_PAUSE_S
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_START_S):
-                while self._child.exit_status is None:
+                while self._child.is_alive:
                     with contextlib.suppress(OSError):
                         reader, self._writer = await asyncio.open_unix_connection(
                             self._socket, limit=_LINE_BYTES
@@ -78,6 +86,20 @@ class LinkProcess:
                     await asyncio.sleep(pause_s)
                     pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
         raise LinkLost(f"the link process did not start: {self._last_words()}")
+
+    async def heard(self) -> None:
+        """Wait for its first word.
+
+        Raises:
+            LinkLost: It says nothing.
+        """
+        try:
+            async with asyncio.timeout(_FIRST_WORD_S):
+                while not self._stats:
+                    await self.changed()
+                    self.raise_if_lost()
+        except TimeoutError:
+            raise LinkLost(f"the link process says nothing for {_FIRST_WORD_S:g} s") from None
 
     def give(self, job: LinkJob) -> None:
         """Tell it what to do, once."""
@@ -133,7 +155,7 @@ class LinkProcess:
         if not self.is_alive:
             status = self._child.exit_status
             how = "hung up" if status is None else process.describe_exit(status)
-            raise LinkLost(f"the link process {how}: {self._last_words()}")
+            raise LinkProcessEnded(f"the link process {how}: {self._last_words()}")
 
     async def stop(self) -> None:
         """End it; llama-server is gone by now."""
@@ -153,6 +175,7 @@ class LinkProcess:
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
             while line := await reader.readline():
+                self._heard_at_s = time.monotonic()
                 links = [read(LinkStats, item) for item in json.loads(line)["links"]]
                 self._stats = {AgentId(stats.agent_id): stats for stats in links}
                 self._tell()
@@ -183,11 +206,9 @@ def _error(stats: LinkStats) -> ProjectError:
 class LinkProcesses:
     """Starts link processes, one ahead of need: Python takes longer to start than a launch may."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, boot_id: str = "") -> None:
         self._logs = folder / "logs"
-        self._ledger = process.ChildLedger(folder / "link-children.json")
-        for record in self._ledger.sweep():
-            log.warning("link.orphan_killed", extra={"pid": record.pid})
+        self._ledger = process.ChildLedger(folder / "link-children.json", boot_id)
         self._spare: asyncio.Task[LinkProcess] | None = None
         self._one_at_a_time = asyncio.Lock()
         self._numbers = itertools.count(1)
@@ -197,6 +218,26 @@ class LinkProcesses:
         """Have one ready for the next launch."""
         if self._spare is None and not self._is_closed:
             self._spare = asyncio.create_task(self._spawn())
+
+    async def adopt(self, pid: int) -> LinkProcess | None:
+        """The one that an earlier run of us gave a job, if it still runs and answers."""
+        child = self._ledger.adopt(lambda record: record.pid == pid)
+        if child is None:
+            return None
+        found = LinkProcess(child, Path(child.argv[-1]), self.prepare)
+        try:
+            await found.connect()
+            await found.heard()
+        except LinkLost as exc:
+            log.warning("link.not_adopted", extra={"pid": pid, "reason": str(exc)})
+            await found.stop()
+            return None
+        return found
+
+    def sweep(self) -> None:
+        """End what an earlier run of us left and nobody adopted."""
+        for record in self._ledger.sweep():
+            log.warning("link.orphan_killed", extra={"pid": record.pid})
 
     async def start(self, job: LinkJob) -> LinkProcess:
         """Give a job to the spare process, or to a new one.

@@ -1,15 +1,20 @@
 """The llama-server process and its HTTP interface."""
 
+import asyncio
+import contextlib
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from agents import process
+from supervisor.core.entities import LaunchRecord
+from supervisor.core.slots import SlotState
 from supervisor.errors import EngineNotReady
 from supervisor.ports import Answer, Generated, Health
 
@@ -18,16 +23,11 @@ log = logging.getLogger(__name__)
 _METRIC = re.compile(r"^llamacpp:(\w+) ([-+.\deE]+)$", re.MULTILINE)
 
 
-class LlamaServerStarter:
-    """Starts llama-server so that none is left behind.
+class LlamaServers:
+    """Starts llama-server, and finds it again: it goes on serving when we are killed."""
 
-    On Linux the kernel ends it with us, whatever ends us; elsewhere our next start does.
-    """
-
-    def __init__(self, ledger_path: Path) -> None:
-        self._ledger = process.ChildLedger(ledger_path)
-        for record in self._ledger.sweep():
-            log.warning("llama_server.orphan_killed", extra={"pid": record.pid})
+    def __init__(self, ledger_path: Path, boot_id: str) -> None:
+        self._ledger = process.ChildLedger(ledger_path, boot_id)
 
     async def start(
         self, argv: Sequence[str], environment: Mapping[str, str], log_path: Path
@@ -39,8 +39,32 @@ class LlamaServerStarter:
             FolderNotWritable: Its log, or the note of it, cannot be written.
         """
         return await self._ledger.spawn(
-            "llama-server", argv, log_path=log_path, environment=environment
+            "llama-server",
+            argv,
+            log_path=log_path,
+            environment=environment,
+            parent_death_signal=None,
         )
+
+    def adopt(self, record: LaunchRecord) -> process.Running | None:
+        """The process of a launch that an earlier run of us started, if it still runs.
+
+        Its command line is the launch's own: the port in it is nobody else's while it lives.
+        """
+        return self._ledger.adopt(lambda child: tuple(child.argv) == record.argv)
+
+    def sweep(self, unfinished: Iterable[LaunchRecord]) -> None:
+        """End what was left of ``unfinished`` launches, none of which was adopted."""
+        for left in self._ledger.sweep():
+            log.warning("llama_server.orphan_killed", extra={"pid": left.pid})
+        # We may have been killed between its start and the ledger's note of it; the record of the
+        # launch is older than both.
+        commands = {record.argv for record in unfinished if record.argv}
+        for stray in psutil.process_iter(["cmdline"]) if commands else ():
+            if tuple(stray.info["cmdline"] or ()) in commands:
+                log.warning("llama_server.orphan_killed", extra={"pid": stray.pid})
+                with contextlib.suppress(psutil.Error):
+                    stray.kill()
 
 
 class LlamaServerClient:
@@ -106,3 +130,40 @@ class LlamaServerClient:
             seconds=float(figures.get("tokens_predicted_seconds_total", 0)),
             tokens_per_second=speed or None,
         )
+
+    async def slots(self, timeout_s: float) -> tuple[SlotState, ...] | None:
+        """``GET /slots``; ``None`` if it does not say: 501, 503, or nothing within the time.
+
+        Engines before 2026-08 (PR 27041) do not answer while the devices compute a batch.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):  # httpx bounds each part, not the whole
+                response = await self._http.get("/slots", timeout=timeout_s)
+        except (httpx.TransportError, TimeoutError):
+            return None
+        if response.status_code != httpx.codes.OK:
+            return None
+        try:
+            return tuple(_slot(each) for each in response.json())
+        except (ValueError, TypeError, LookupError, AttributeError):
+            return None
+
+
+def _slot(shown: Mapping[str, Any]) -> SlotState:
+    """Counts only: its ``params`` and, if somebody debugs llama-server, the prompt stay behind.
+
+    ``next_token`` is an object or a list of one, by build; ``n_prompt_tokens`` are those in the
+    cache, which grow with the answer, and are missing until late 2025.
+    """
+    following = shown.get("next_token") or {}
+    if isinstance(following, list):
+        following = following[0]
+    reused = int(shown.get("n_prompt_tokens_cache") or 0)
+    return SlotState(
+        id=int(shown["id"]),
+        task=int(shown.get("id_task", -1)),
+        is_busy=bool(shown["is_processing"]),
+        decoded_tokens=int(following.get("n_decoded") or 0),
+        prompt_tokens=max(int(shown.get("n_prompt_tokens") or 0) - reused, 0),
+        prompt_done_tokens=int(shown.get("n_prompt_tokens_processed") or 0),
+    )

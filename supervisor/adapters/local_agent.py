@@ -1,12 +1,11 @@
-"""The main host's own agent: a child of ours, started again when it ends."""
+"""The main host's own agent: started again when it ends, and found again when we were killed."""
 
 import asyncio
 import itertools
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +24,30 @@ _PAUSE_S: Final = 3.0
 class LocalAgent:
     """Keeps one agent running beside the supervisor."""
 
-    def __init__(self, settings: Settings, folder: Path, new_code: Callable[[], JoinCode]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        boot_id: str,
+        endpoints: Sequence[str],
+        new_code: Callable[[], JoinCode],
+    ) -> None:
+        """``endpoints``: where it finds us; ``new_code`` makes what it joins with."""
         self._settings = settings
         self._folder = folder
+        self._name = f"agent of {' '.join(endpoints)}"
         self._new_code = new_code
+        self._ledger = process.ChildLedger(folder / "agent-child.json", boot_id)
 
     async def run(self) -> None:
         """Keep one agent running until cancelled."""
+        wanted = (self._name, self._argv())
+        adopted = self._ledger.adopt(lambda child: (child.name, child.argv) == wanted)
+        for left in self._ledger.sweep():
+            log.warning("local_agent.orphan_killed", extra={"pid": left.pid})
+        if adopted is not None:
+            log.info("local_agent.adopted", extra={"pid": adopted.pid})
+            await self._wait(adopted)
         for number in itertools.count(1):
             try:
                 child = await self._start(number)
@@ -41,7 +57,7 @@ class LocalAgent:
                 await self._wait(child)
             await asyncio.sleep(_PAUSE_S)
 
-    async def _wait(self, child: process.Child) -> None:
+    async def _wait(self, child: process.Running) -> None:
         try:
             how = process.describe_exit(await child.wait())
         except asyncio.CancelledError:
@@ -49,7 +65,7 @@ class LocalAgent:
             raise
         log.warning("local_agent.ended", extra={"how": how, "log": str(child.log_path)})
 
-    async def _start(self, number: int) -> process.Child:
+    def _argv(self) -> list[str]:
         argv = [sys.executable, "-m", "agents", "join", "-", "--data", str(self._folder / "agent")]
         # Its rpc-server is for the llama-server beside it, and nobody else's to reach.
         argv += ["--host", "127.0.0.1"]
@@ -59,11 +75,14 @@ class LocalAgent:
             argv += ["--engine", str(self._settings.engine_folder)]
         if self._settings.log_format == "json":
             argv.append("--json-logs")
-        return await process.spawn(
-            "agent",
-            argv,
+        return argv
+
+    async def _start(self, number: int) -> process.Child:
+        return await self._ledger.spawn(
+            self._name,
+            self._argv(),
             log_path=self._folder / "logs" / f"agent-{os.getpid()}.{number}.log",
             environment={**os.environ, CODE_VARIABLE: str(self._new_code())},
-            # SIGTERM, not SIGKILL: the agent must still end its rpc-server.
-            parent_death_signal=signal.SIGTERM,
+            # Its rpc-server may serve a launch that goes on without us.
+            parent_death_signal=None,
         )

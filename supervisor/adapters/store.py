@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from supervisor.core.entities import (
     AgentId,
     Deployment,
     DeploymentId,
+    EventRecord,
     LaunchId,
     LaunchRecord,
 )
+from supervisor.core.lessons import Lesson
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
 from supervisor.errors import LaunchUnknown, StoreUnusable
 
@@ -41,8 +43,15 @@ MIGRATIONS = (
     """,
 )
 
+KEPT_EVENTS = 20_000
+"""The newest; a table of about 5 MiB."""
+
 _TOKEN_KEPT_S = 24 * 3600.0
 """After its end, so that who comes a little late hears "expired", not "unknown"."""
+
+_SAVE_DEPLOYMENT = "INSERT OR REPLACE INTO deployments VALUES (?, ?)"
+_DELETE_DEPLOYMENT = "DELETE FROM deployments WHERE id = ?"
+_SAVE_LAUNCH = "INSERT OR REPLACE INTO launches VALUES (?, ?, ?)"
 
 
 class Store:
@@ -72,13 +81,10 @@ class Store:
     # -- deployments -------------------------------------------------------------------------
 
     def save_deployment(self, deployment: Deployment) -> None:
-        self._write(
-            "INSERT OR REPLACE INTO deployments VALUES (?, ?)",
-            (deployment.id, deployment.model_dump_json()),
-        )
+        self._write(_SAVE_DEPLOYMENT, (deployment.id, deployment.model_dump_json()))
 
     def delete_deployment(self, deployment: DeploymentId) -> None:
-        self._write("DELETE FROM deployments WHERE id = ?", (deployment,))
+        self._write(_DELETE_DEPLOYMENT, (deployment,))
 
     def deployments(self) -> list[Deployment]:
         rows = self._read("SELECT body FROM deployments ORDER BY id")
@@ -96,10 +102,7 @@ class Store:
         return LaunchId(int(row[0]))
 
     def save_launch(self, record: LaunchRecord) -> None:
-        self._write(
-            "INSERT OR REPLACE INTO launches VALUES (?, ?, ?)",
-            (record.id, record.deployment, record.model_dump_json()),
-        )
+        self._write(_SAVE_LAUNCH, (record.id, record.deployment, record.model_dump_json()))
 
     def launches(self, limit: int = 100) -> list[LaunchRecord]:
         """Newest first."""
@@ -116,6 +119,74 @@ class Store:
         if not rows:
             raise LaunchUnknown(f"launch {launch_id} was never recorded; see 'supervisor launches'")
         return LaunchRecord.model_validate_json(rows[0][0])
+
+    # -- events ------------------------------------------------------------------------------
+
+    def events(
+        self,
+        after_id: int | None = None,
+        limit: int = 100,
+        subject: str | None = None,
+        launch_id: LaunchId | None = None,
+    ) -> list[EventRecord]:
+        """The newest ``limit`` events, or the first ``limit`` after one; always the oldest first.
+
+        Args:
+            after_id: Number of the event after which to begin; None: the newest are wanted.
+            limit: How many at most.
+            subject: Only of this deployment or device.
+            launch_id: Only of this launch.
+        """
+        wanted = ["id > ?"]
+        values: list[object] = [after_id or 0]
+        for field, value in (("subject", subject), ("launch_id", launch_id)):
+            if value is not None:
+                wanted.append(f"json_extract(body, '$.{field}') = ?")
+                values.append(value)
+        order = "DESC" if after_id is None else "ASC"
+        where = " AND ".join(wanted)
+        rows = self._read(
+            f"SELECT id, body FROM events WHERE {where} ORDER BY id {order} LIMIT ?",  # noqa: S608
+            (*values, limit),
+        )
+        if after_id is None:
+            rows.reverse()
+        found = ((number, EventRecord.model_validate_json(body)) for number, body in rows)
+        return [record.model_copy(update={"id": number}) for number, record in found]
+
+    def last_event_id(self) -> int:
+        """Number of the newest event that there ever was; 0: none."""
+        rows = self._read("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+        return int(rows[0][0]) if rows else 0
+
+    def save_together(
+        self,
+        deployments: Mapping[DeploymentId, Deployment | None],
+        launches: Sequence[LaunchRecord],
+        events: Sequence[EventRecord],
+    ) -> None:
+        """All of it, or nothing, in one transaction.
+
+        A deployment that is None is deleted. Events come with their numbers, in order; the oldest
+        are forgotten.
+        """
+        with self._translated(), self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            for name, deployment in deployments.items():
+                if deployment is None:
+                    self._db.execute(_DELETE_DEPLOYMENT, (name,))
+                else:
+                    self._db.execute(_SAVE_DEPLOYMENT, (name, deployment.model_dump_json()))
+            for record in launches:
+                values = (record.id, record.deployment, record.model_dump_json())
+                self._db.execute(_SAVE_LAUNCH, values)
+            for event in events:
+                # Writing one again, after a write whose fate was unknown, changes nothing.
+                body = event.model_dump_json(exclude={"id"})
+                self._db.execute("INSERT OR REPLACE INTO events VALUES (?, ?)", (event.id, body))
+            if events:
+                too_old = events[-1].id - KEPT_EVENTS
+                self._db.execute("DELETE FROM events WHERE id <= ?", (too_old,))
 
     # -- measurements ------------------------------------------------------------------------
 
@@ -144,6 +215,24 @@ class Store:
             "SELECT body FROM measurements WHERE kind = ? ORDER BY agent_id, ggml_device", (kind,)
         )
         return [body for (body,) in rows]
+
+    # -- lessons -----------------------------------------------------------------------------
+
+    def save_lesson(self, lesson: Lesson) -> None:
+        """Keep what was learned of a device, in place of what was known before."""
+        self._write(
+            "INSERT OR REPLACE INTO lessons VALUES (?, ?)",
+            (lesson.agent_id, lesson.model_dump_json()),
+        )
+
+    def lessons(self) -> list[Lesson]:
+        """Of all devices of which anything was learned."""
+        rows = self._read("SELECT body FROM lessons ORDER BY agent_id")
+        return [Lesson.model_validate_json(body) for (body,) in rows]
+
+    def forget_lesson(self, agent_id: AgentId) -> None:
+        """Of a device."""
+        self._write("DELETE FROM lessons WHERE agent_id = ?", (agent_id,))
 
     # -- devices -----------------------------------------------------------------------------
 

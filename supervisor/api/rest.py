@@ -38,10 +38,12 @@ from supervisor.errors import DeploymentUnknown, KeyRequired
 from supervisor.service.attempt import SET_BY_US
 from supervisor.service.clock import timestamp
 from supervisor.service.events import EventBus
+from supervisor.service.journal import Journal
 from supervisor.service.measuring import Measurer
 from supervisor.service.pushing import Pusher
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
+from supervisor.service.reporting import Reporter
 from supervisor.service.tools import MainHost
 from supervisor.settings import Settings
 
@@ -76,6 +78,8 @@ class Services:
     server_pin: str
     url: str
     key: str
+    journal: Journal | None = None
+    reporter: Reporter | None = None
 
     def join_command(self, code: JoinCode) -> str:
         """The line for a device that has nothing of ours yet.
@@ -123,6 +127,7 @@ def create_router(services: Services) -> APIRouter:
             url=services.url,
             time=timestamp(),
             engine=host.engine,
+            problem=services.journal.problem if services.journal else "",
             devices=registry.devices(),
             deployments=reconciler.all(),
         )
@@ -200,8 +205,8 @@ def create_router(services: Services) -> APIRouter:
         return Response(status_code=204)
 
     @router.post("/deployments/{name}/stop")
-    async def stop(name: str) -> Deployment:
-        return await reconciler.stop(name)
+    async def stop(name: str, now: bool = False) -> Deployment:
+        return await reconciler.stop(name, now=now)
 
     @router.post("/deployments/{name}/start")
     async def start(name: str) -> Deployment:

@@ -54,5 +54,6 @@ class Snapshot(FrozenModel):
     url: str
     time: str
     engine: EngineFacts | None
+    problem: str = Field(default="", description="of the supervisor itself: nothing can be stored")
     devices: list[Device]
     deployments: list[Deployment]

@@ -11,8 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from supervisor import __version__
 from supervisor.api import openai, problems, rest
 from supervisor.api.auth import RequireKey
+from supervisor.api.events_api import create_events_router
 from supervisor.api.measure_api import create_measure_router
 from supervisor.api.push_api import create_push_router
+from supervisor.api.report_api import create_report_router
 
 _HEADERS = (
     (
@@ -56,6 +58,10 @@ def create_app(services: rest.Services, http: httpx.AsyncClient, page_folder: Pa
     app.include_router(rest.create_router(services))
     app.include_router(create_measure_router(services.measurer))
     app.include_router(create_push_router(services.pusher))
+    if services.journal is not None:
+        app.include_router(create_events_router(services.journal, services.bus))
+    if services.reporter is not None:
+        app.include_router(create_report_router(services.reporter))
     app.include_router(openai.create_router(services.reconciler, http))
     app.mount("/assets", StaticFiles(directory=page_folder), name="assets")
 

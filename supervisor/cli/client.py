@@ -1,10 +1,11 @@
 """REST client of the command line. Finds the supervisor, and keeps its error texts."""
 
+import contextlib
 import json
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import platformdirs
@@ -19,6 +20,14 @@ _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 def default_folder() -> Path:
     """Data folder of the supervisor on this platform."""
     return Path(platformdirs.user_data_dir("llama-rpc-supervisor", appauthor=False)) / "supervisor"
+
+
+class Sent(NamedTuple):
+    """An event of a stream. ``id`` is the last that was given: where to go on after it."""
+
+    name: str
+    body: Any
+    id: str
 
 
 class Client:
@@ -56,29 +65,42 @@ class Client:
             SupervisorRefused: There is no stream; says why.
             SupervisorUnreachable: Nobody answers, or no longer.
         """
+        with contextlib.closing(self.sent(method, path, body)) as events:
+            for event in events:
+                yield event.name, event.body
+
+    def sent(
+        self, method: str, path: str, body: Any = None, **params: Any
+    ) -> Generator[Sent, None, None]:
+        """As :meth:`stream`, with the id that each event has."""
         try:
             # The supervisor sends a comment every 15 s, so silence means that it is gone.
-            with self._http.stream(method, path, json=body) as response:
+            with self._http.stream(method, path, json=body, params=params) as response:
                 if response.is_error:
                     response.read()
                     raise _refusal(response)
-                name = ""
-                for line in response.iter_lines():
-                    if line.startswith("event:"):
-                        name = line.removeprefix("event:").strip()
-                    elif line.startswith("data:"):
-                        yield name, json.loads(line.removeprefix("data:"))
+                yield from _events_of(response.iter_lines())
         except httpx.TransportError as exc:
             raise self._unreachable(exc) from exc
 
+    def download(self, path: str) -> tuple[str, bytes]:
+        """A file: the name that it should have, and what is in it."""
+        response = self._answer("GET", path)
+        _, _, name = response.headers.get("content-disposition", "").partition("filename=")
+        return name.strip('"'), response.content
+
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        response = self._answer(method, path, **arguments)
+        return response.json() if response.content else None
+
+    def _answer(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **arguments)
         except httpx.TransportError as exc:
             raise self._unreachable(exc) from exc
         if response.is_error:
             raise _refusal(response)
-        return response.json() if response.content else None
+        return response
 
     def _unreachable(self, exc: httpx.TransportError) -> SupervisorUnreachable:
         reason = str(exc) or type(exc).__name__
@@ -86,6 +108,21 @@ class Client:
             f"no supervisor answers at {self.url} ({reason}); start one with 'supervisor up', "
             "or name its address with --url"
         )
+
+
+def _events_of(lines: Iterable[str]) -> Iterator[Sent]:
+    name, data, event_id = "", "", ""
+    for line in lines:
+        field, _, value = line.partition(":")
+        if field == "event":
+            name = value.strip()
+        elif field == "data":
+            data = value
+        elif field == "id":
+            event_id = value.strip()
+        elif not line and data:
+            yield Sent(name, json.loads(data), event_id)
+            name = data = ""
 
 
 def _refusal(response: httpx.Response) -> SupervisorRefused:

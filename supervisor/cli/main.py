@@ -8,7 +8,17 @@ from rich.markup import escape
 
 from agents.errors import ProjectError
 from supervisor import __version__
-from supervisor.cli import cluster, launching, models, output, programs, records, running
+from supervisor.cli import (
+    cluster,
+    events,
+    launching,
+    models,
+    output,
+    programs,
+    records,
+    report,
+    running,
+)
 
 app = typer.Typer(
     help="Run one language model over the devices you already have, with llama.cpp RPC.",
@@ -32,6 +42,8 @@ for command in (
 ):
     app.command()(command)
 app.command("logs")(running.show_logs)
+app.command("events")(events.show_events)
+app.command("report")(report.make_report)
 app.command("key")(programs.show_key)
 app.add_typer(records.launches_app, name="launches")
 app.add_typer(models.models_app, name="models")

@@ -88,6 +88,18 @@ def deployments_table(deployments: list[dict[str, Any]]) -> Table:
     return made
 
 
+def print_cause(deployment: dict[str, Any]) -> None:
+    """Why it does not serve, what shows that, and what is being done or to do."""
+    cause = deployment["cause"]
+    if not cause:
+        return
+    console.print(f"[bold]{escape(deployment['id'])}[/]: {escape(cause['sentence'])}")
+    for line in cause["evidence"]:
+        console.print(f"  [dim]{escape(line)}[/]")
+    if cause["remedy"]:
+        console.print(f"  {escape(cause['remedy'])}")
+
+
 def links_table(links: list[dict[str, Any]]) -> Table:
     """Links of launches, one row each."""
     made = table("Links", "device", "round trip", "weights", "was there", "rate", "left", "wire")

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from supervisor.cli import output, watching
 from supervisor.cli.client import Client
@@ -15,16 +16,26 @@ def status(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     if as_json:
         output.print_json(snapshot)
         return
+    if snapshot["problem"]:
+        output.errors.print(f"[red]problem:[/] {escape(snapshot['problem'])}")
     output.console.print(output.devices_table(snapshot["devices"]))
     output.console.print(output.deployments_table(snapshot["deployments"]))
+    for deployment in snapshot["deployments"]:
+        output.print_cause(deployment)
     links = [link for deployment in snapshot["deployments"] for link in deployment["links"]]
     if links:
         output.console.print(output.links_table(links))
 
 
-def stop(name: Name = None, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+def stop(
+    name: Name = None,
+    now: Annotated[bool, typer.Option("--now", help="do not let running requests end")] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
     """Stop a deployment; returns when nothing of it runs."""
-    _change(Client(url, key), name, "stop", as_json)
+    _change(Client(url, key), name, "stop", as_json, now=now)
 
 
 def start(name: Name = None, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
@@ -32,9 +43,11 @@ def start(name: Name = None, url: Url = None, key: Key = None, as_json: AsJson =
     _change(Client(url, key), name, "start", as_json)
 
 
-def _change(client: Client, name: str | None, verb: str, as_json: bool) -> None:
+def _change(
+    client: Client, name: str | None, verb: str, as_json: bool, *, now: bool = False
+) -> None:
     chosen = watching.only_deployment(client, name)
-    deployment = client.post(f"/api/deployments/{chosen}/{verb}")
+    deployment = client.post(f"/api/deployments/{chosen}/{verb}", **({"now": True} if now else {}))
     if as_json:
         output.print_json(deployment)
     else:

@@ -319,6 +319,10 @@ class LaunchRecord(FrozenModel):
     environment: dict[str, str] = Field(default_factory=dict)
     log_path: str = ""
     pid: int | None = None
+    port: int = Field(default=0, description="of llama-server, on loopback")
+    model_files: dict[str, str] = Field(
+        default_factory=dict, description="what tells each file from a later one of that name"
+    )
     timeline: tuple[Milestone, ...] = ()
     memory: tuple[ProcessMemory, ...] = ()
     links: tuple[LinkView, ...] = ()
@@ -361,6 +365,7 @@ class Deployment(FrozenModel):
     links: tuple[LinkView, ...] = ()
     timeline: tuple[Milestone, ...] = ()
     tokens_per_second: float | None = None
+    slow: str = Field(default="", description="if it is slower than it normally was: how, and who")
 
 
 class Device(FrozenModel):

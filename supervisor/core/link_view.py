@@ -1,9 +1,10 @@
-"""One link as people want to see it: from two readings of its counters, a rate and what is left."""
+"""Links and loads as people want to see them: from counters, a rate and what is left."""
 
 import math
+from collections.abc import Mapping
 from typing import Final
 
-from supervisor.core.entities import LinkView
+from supervisor.core.entities import LinkView, Plan, WorkerLoad
 from supervisor.link.job import LinkStats
 
 _MEMORY_S: Final = 2.0
@@ -49,3 +50,19 @@ def _rate(weight_bytes: int, before: LinkView | None, elapsed_s: float) -> float
     now = max(weight_bytes - before.weight_bytes, 0) / elapsed_s
     share = 1 - math.exp(-elapsed_s / _MEMORY_S) if before.bytes_per_s else 1.0
     return share * now + (1 - share) * before.bytes_per_s
+
+
+def worker_loads(plan: Plan, loaded: Mapping[str, int]) -> tuple[WorkerLoad, ...]:
+    """How far each device of a plan is; ``loaded`` bytes by its name."""
+    merged: dict[str, WorkerLoad] = {}
+    for shard in plan.shards:
+        before = merged.get(shard.device)
+        layers = shard.layers + (before.layers if before else 0)
+        weight_bytes = shard.weight_bytes + (before.weight_bytes if before else 0)
+        merged[shard.device] = WorkerLoad(
+            device=shard.device,
+            layers=layers,
+            weight_bytes=weight_bytes,
+            loaded_bytes=min(loaded.get(shard.device, 0), weight_bytes),
+        )
+    return tuple(merged.values())

@@ -7,33 +7,39 @@ arrive. Whatever a state's work raises becomes an event of the table in ``core/l
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from agents.errors import ProjectError
 from agents.log import current_launch
-from supervisor.core.entities import Deployment, Plan
+from supervisor.core.diagnosis import cause_of, diagnose
+from supervisor.core.entities import Action, Cause, Deployment, LaunchRecord, Plan
+from supervisor.core.lessons import why_aside
 from supervisor.core.lifecycle import (
     Event,
     State,
     advance,
     failures_after,
-    retry_delay_s,
 )
 from supervisor.core.membership import DeviceCondition
-from supervisor.errors import (
-    StoreUnusable,
-)
+from supervisor.core.repair import may_revive, retry_pause_s
+from supervisor.errors import DeviceReturned, DeviceSetAside, ModelReplaced
 from supervisor.service.attempt import Attempt
 from supervisor.service.clock import timestamp
+from supervisor.service.doubting import doubt
 from supervisor.service.events import EventBus
+from supervisor.service.loading import EngineEnded
 from supervisor.service.planning import Planner
+from supervisor.service.rejoining import Rejoining
 from supervisor.service.tools import Tools
 
 log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,11 @@ class Actor:
         self._commands: asyncio.Queue[_Command] = asyncio.Queue()
         self._attempt: Attempt | None = None
         self._ready_at_s: float | None = None
-        self._replan_after_s = 0.0
+        self._pause_s = 0.0
+        self._is_repair = False
+        self._usable = planner.usable(deployment)
+        """The devices that could take part when the present plan was made."""
+        self._hurry = asyncio.Event()
         self.awaited: Plan | None = None
         """Plan of before a restart: its devices are given time to be heard of again."""
 
@@ -72,13 +82,37 @@ class Actor:
         self._commands.put_nowait(_Command(event, done))
         await done
 
+    def hurry(self) -> None:
+        """Whatever ends from now on ends without any grace."""
+        self._hurry.set()
+
+    async def resume(self, record: LaunchRecord, *, may_serve: bool) -> bool:
+        """Take over what an earlier run of the supervisor started, before :meth:`run`.
+
+        Returns:
+            Whether it goes on; else nothing of it is left.
+        """
+        deployment = self.deployment
+        attempt = Attempt(self._tools, deployment, record.plan, self._change, time.monotonic())
+        if not await attempt.resume(record):
+            return False
+        if not may_serve:
+            await attempt.close("ended with the supervisor", None, is_hurried=True)
+            return False
+        self._attempt = attempt
+        changes: dict[str, Any] = {"launch_id": record.id, "port": record.port}
+        self.deployment = deployment.model_copy(update={**changes, "plan": record.plan})
+        if deployment.state is State.READY:
+            self._ready_at_s = time.monotonic()
+        return True
+
     async def run(self) -> None:
         """Work until cancelled; then nothing of the deployment runs."""
         try:
             while True:
                 await self._step()
         finally:
-            await asyncio.shield(self._close("stopped with the supervisor", None))
+            await asyncio.shield(self._drain_and_close("stopped with the supervisor"))
             while not self._commands.empty():
                 self._commands.get_nowait().done.cancel()
 
@@ -109,15 +143,17 @@ class Actor:
         else:
             if command.event is Event.START_REQUESTED:
                 self._asked_at_s = time.monotonic()
-                self._change(failures=0, plan=None)
+                self._is_repair = False
+                self._change(failures=0, plan=None, cause=None)
             await self._enter(command.event, "")
             if self.deployment.state is State.STOPPING:
-                await self._close("stopped", None)
+                await self._drain_and_close("stopped")
                 await self._enter(Event.EXITED, "")
+                self._hurry.clear()
         if not command.done.done():
             command.done.set_result(None)
 
-    async def _work(self) -> tuple[Event, ProjectError | None]:
+    async def _work(self) -> tuple[Event, ProjectError | EngineEnded | None]:
         """The work of the present state; returns what happened."""
         work: dict[State, Callable[[], Awaitable[Event]]] = {
             State.PENDING: self._plan,
@@ -125,10 +161,11 @@ class Actor:
             State.STARTING: self._start,
             State.READY: self._watch,
             State.BACKOFF: self._wait_for_retry,
+            State.FAILED: self._wait_for_revival,
         }
         try:
             return await work.get(self.deployment.state, _idle)(), None
-        except ProjectError as exc:
+        except (ProjectError, EngineEnded) as exc:
             return self._judged(), exc
         except Exception as exc:
             # The one place where a bug is caught: the attempt ends, everything else goes on.
@@ -140,66 +177,106 @@ class Actor:
             return Event.GAVE_UP
         return Event.ATTEMPT_FAILED
 
-    async def _move(self, happened: tuple[Event, ProjectError | None]) -> None:
+    async def _move(self, happened: tuple[Event, ProjectError | EngineEnded | None]) -> None:
         event, error = happened
         if error is None:
             await self._enter(event, "")
             return
+        is_chosen = isinstance(error, DeviceReturned | ModelReplaced)
+        self._is_repair |= self._ready_at_s is not None
         if self.deployment.state is State.READY:
-            # Said before the clean-up: it takes long when a device is out of reach.
+            # Said before anything is asked or cleaned up, which may take seconds.
             await self._enter(Event.READINESS_LOST, str(error))
-        elif self.deployment.state is State.STARTING:
-            self._change(reason=str(error), error_code=error.code)
-        await self._close("failed", error)
-        ready_for_s = time.monotonic() - self._ready_at_s if self._ready_at_s else 0.0
-        was_ready = self._ready_at_s is not None
+        cause = await self._cause(error)
+        self._change(cause=cause, reason=cause.text, error_code=cause.code)
+        if is_chosen:
+            await self._relaunch(cause)
+            return
+        await self._close("failed", cause)
+        await self._learn(cause)
+        await self._repair_or_give_up(event, error, cause)
+
+    async def _cause(self, error: ProjectError | EngineEnded) -> Cause:
+        found = error if isinstance(error, ProjectError) else None
+        if self._attempt is None:
+            assert found is not None
+            return cause_of(found, phase="planning")
+        return diagnose(await self._attempt.examine(found))
+
+    async def _relaunch(self, cause: Cause) -> None:
+        """By choice: nothing failed, so that nothing is counted."""
+        await self._drain_and_close("relaunched", cause)
         self._ready_at_s = None
-        failures = failures_after(
-            self.deployment.failures,
-            ready_for_s=ready_for_s,
-            earned_s=self._settings.ready_earned_s,
+        self._change(plan=None)
+        await self._enter(Event.RETRY_DUE, cause.text)
+
+    async def _learn(self, cause: Cause) -> None:
+        """What the repair and later plans have to know of the device that it was about."""
+        doubt(self._tools.registry, cause)
+        plan = self.deployment.plan
+        lesson = await self._planner.learn(cause, plan) if plan is not None else None
+        if lesson is not None and (why := why_aside(lesson, time.time())):
+            code = DeviceSetAside.code
+            self._tools.journal.note("device", cause.device, "set aside", code=code, text=why)
+
+    async def _repair_or_give_up(
+        self, event: Event, error: ProjectError | EngineEnded, cause: Cause
+    ) -> None:
+        failures = self._count_failure()
+        self._change(failures=failures)
+        is_retryable = not isinstance(error, ProjectError) or error.retryable
+        # What never worked is told at once, unless the next attempt differs from it.
+        has_remedy = cause.action not in (Action.RETRY, Action.GIVE_UP)
+        is_repair = self._is_repair or failures > 1 or self.awaited is not None
+        may_retry = (
+            (is_retryable or has_remedy)
+            and (is_repair or has_remedy)
+            and cause.action is not Action.GIVE_UP
+            and failures <= self._settings.retry_limit
         )
-        # What never worked is told at once; what has worked is repaired, within its budget.
-        is_repair = was_ready or self.deployment.failures > 0 or self.awaited is not None
-        may_retry = error.retryable and is_repair and failures <= self._settings.retry_limit
-        self._change(failures=failures, error_code=error.code)
-        if event is Event.ATTEMPT_FAILED and may_retry:
-            delay_s = retry_delay_s(
+        if may_retry:
+            self._pause_s = retry_pause_s(
                 failures,
                 first_s=self._settings.retry_first_s,
                 longest_s=self._settings.retry_longest_s,
+                chance=random.random(),
             )
-            retry_at = datetime.now(UTC) + timedelta(seconds=delay_s)
-            self._change(retry_at=retry_at.isoformat(timespec="seconds"))
-            await self._enter(Event.ATTEMPT_FAILED, str(error))
+        if event is Event.ATTEMPT_FAILED and may_retry:
+            retry_at = datetime.now(UTC) + timedelta(seconds=self._pause_s)
+            self._change(retry_at=retry_at.isoformat(timespec="milliseconds"))
+            await self._enter(Event.ATTEMPT_FAILED, cause.text)
         elif event is Event.GAVE_UP and may_retry:
             # Planning for the devices that exist now found none; they may come back.
-            await self._pause_before_planning(failures, str(error))
+            await self._enter(Event.UNPLACEABLE, cause.text)
+            self._change(plan=None)
         else:
             if self.deployment.state in (State.READY, State.DEGRADED):
-                await self._enter(Event.ATTEMPT_FAILED, str(error))
-            await self._enter(Event.GAVE_UP, str(error))
+                await self._enter(Event.ATTEMPT_FAILED, cause.text)
+            await self._enter(Event.GAVE_UP, cause.text)
 
-    async def _pause_before_planning(self, failures: int, reason: str) -> None:
-        await self._enter(Event.UNPLACEABLE, reason)
-        self._change(plan=None)
-        self._replan_after_s = retry_delay_s(
-            failures,
-            first_s=self._settings.retry_first_s,
-            longest_s=self._settings.retry_longest_s,
+    def _count_failure(self) -> int:
+        ready_for_s = time.monotonic() - self._ready_at_s if self._ready_at_s else 0.0
+        self._ready_at_s = None
+        return failures_after(
+            self.deployment.failures,
+            ready_for_s=ready_for_s,
+            earned_s=self._settings.ready_earned_s,
         )
 
     # -- work of each state ------------------------------------------------------------------
 
     async def _plan(self) -> Event:
-        pause_s, self._replan_after_s = self._replan_after_s, 0.0
+        pause_s, self._pause_s = self._pause_s, 0.0
         await self._wait_for_other_devices(pause_s)
         await self._wait_for_devices_of(self.awaited)
         if self._asked_at_s is None:
             self._asked_at_s = time.monotonic()
         plan = self.deployment.plan
         if plan is None:
-            plan = await self._planner.plan(self.deployment.spec, self.deployment.id)
+            self._usable = self._planner.usable(self.deployment)
+            plan = await self._planner.plan(
+                self.deployment.spec, self.deployment.id, is_repair=self._is_repair
+            )
         self.awaited = None
         self._change(
             plan=plan, loads=(), links=(), timeline=(), retry_at="", tokens_per_second=None
@@ -232,26 +309,75 @@ class Actor:
         plan = self.deployment.plan
         assert plan is not None
         asked_at_s, self._asked_at_s = self._asked_at_s or time.monotonic(), None
-        self._attempt = Attempt(self._tools, self.deployment, plan, self._change, asked_at_s)
-        await self._attempt.start()
+        if self._attempt is None:
+            self._attempt = Attempt(self._tools, self.deployment, plan, self._change, asked_at_s)
+            await self._attempt.start()
+        elif not self._attempt.was_ready:
+            await self._attempt.finish()  # one that we took over while it loaded
         return Event.STARTUP_PROBE_PASSED
 
     async def _watch(self) -> Event:
-        assert self._attempt is not None
-        await self._attempt.watch()
+        attempt = self._attempt
+        assert attempt is not None
+        rejoining = Rejoining(self._tools, self._planner, self.deployment, self._usable)
+        work = [asyncio.create_task(attempt.watch())]
+        work.append(asyncio.create_task(rejoining.until_worth_it(lambda: attempt.is_idle)))
+        try:
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()
+        finally:
+            for each in work:
+                each.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
         return Event.ATTEMPT_FAILED
 
     async def _wait_for_retry(self) -> Event:
-        remaining = datetime.fromisoformat(self.deployment.retry_at) - datetime.now(UTC)
-        await asyncio.sleep(max(remaining.total_seconds(), 0.0))
+        # Not until ``retry_at``, which is for people: their clock may be set meanwhile.
+        pause_s, self._pause_s = self._pause_s, 0.0
+        await asyncio.sleep(pause_s)
         # Planned anew, for the devices that exist then.
         self._change(plan=None)
         return Event.RETRY_DUE
 
-    async def _close(self, outcome: str, error: ProjectError | None) -> None:
+    async def _wait_for_revival(self) -> Event:
+        """A device that was not there when it failed may make the difference."""
+        usable = self._planner.usable(self.deployment)
+        while True:
+            await self._tools.registry.wait_changed(_LOOK_EVERY_S)
+            now = self._planner.usable(self.deployment)
+            has_hope = may_revive(self.deployment.state, self.deployment.cause, now - usable)
+            usable = now
+            if has_hope and await self._can_be_planned():
+                break
+        self._is_repair = True
+        self._change(failures=0, plan=None)
+        return Event.RETRY_DUE
+
+    async def _can_be_planned(self) -> bool:
+        """A device that does not help must not replace the true cause by another."""
+        spec, name = self.deployment.spec, self.deployment.id
+        try:
+            await self._planner.plan(spec, name, is_repair=True)
+        except ProjectError:
+            return False
+        return True
+
+    async def _drain_and_close(self, outcome: str, cause: Cause | None = None) -> None:
+        """Running requests may end first, unless somebody is in a hurry."""
+        if self._attempt is not None and not self._hurry.is_set():
+            draining = asyncio.create_task(self._attempt.drain(self._settings.drain_s))
+            hurried = asyncio.create_task(self._hurry.wait())
+            await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (draining, hurried):
+                task.cancel()
+            await asyncio.gather(draining, hurried, return_exceptions=True)
+        await self._close(outcome, cause)
+
+    async def _close(self, outcome: str, cause: Cause | None) -> None:
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
-            await attempt.close(outcome, error)
+            await attempt.close(outcome, cause, is_hurried=self._hurry.is_set())
 
     # -- state -------------------------------------------------------------------------------
 
@@ -262,7 +388,7 @@ class Actor:
         changes: dict[str, Any] = {"state": state, "reason": reason, "since": timestamp()}
         if state is State.READY:
             self._ready_at_s = time.monotonic()
-            changes |= {"phase": "", "error_code": ""}
+            changes |= {"phase": "", "error_code": "", "cause": None}
         if state not in (State.STARTING, State.READY, State.DEGRADED):
             changes |= {"phase": "", "port": None, "loads": (), "links": ()}
         if state is State.STARTING:
@@ -273,17 +399,17 @@ class Actor:
         level = logging.WARNING if state in (State.BACKOFF, State.FAILED) else logging.INFO
         extra = {"deployment": self.deployment.id, "from": str(before), "to": str(state)}
         log.log(level, "deployment.state_changed", extra={**extra, "reason": reason})
+        self._tools.journal.note(
+            "deployment",
+            self.deployment.id,
+            f"{before} -> {state}",
+            launch_id=self.deployment.launch_id,
+            code=self.deployment.error_code,
+            text=reason,
+        )
         if state is not State.FETCHING:  # a moment for local files, and PENDING after a crash
-            await self._save()
+            await self._tools.journal.save_deployment(self.deployment)
         self.publish()
-
-    async def _save(self) -> None:
-        """Store the deployment. A full disk must not end the loop that has to clean up."""
-        try:
-            await asyncio.to_thread(self._tools.store.save_deployment, self.deployment)
-        except StoreUnusable as exc:
-            extra = {"deployment": self.deployment.id, "reason": str(exc)}
-            log.error("deployment.not_stored", extra=extra)
 
     def _change(self, **changes: Any) -> None:
         """Note progress within a state; told, not stored."""

@@ -1,20 +1,19 @@
-"""One launch: workers, verify, spawn, load, first token, watch, end."""
+"""One launch: workers, verify, spawn, load, first token, watch, examine, drain, end."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
 
 from agents import environment, ports
 from agents.contract import EngineFacts
-from agents.errors import EngineMissing, EngineWithoutRpc, LinkLost, ProjectError
-from agents.logfile import tail
-from agents.process import describe_exit
+from agents.errors import EngineMissing, EngineWithoutRpc, ProjectError
+from agents.oom import OomWatch
+from agents.process import Running
 from supervisor.core.commands import llama_server_argv, shell_command
-from supervisor.core.diagnosis import explain_exit
 from supervisor.core.entities import (
     AgentId,
+    Cause,
     Deployment,
     EngineRecord,
     LaunchId,
@@ -23,17 +22,22 @@ from supervisor.core.entities import (
     MemorySample,
     Milestone,
     Plan,
-    WorkerLoad,
     WorkerRecord,
 )
+from supervisor.core.evidence import Evidence
+from supervisor.core.link_view import worker_loads
 from supervisor.core.refining import refined
+from supervisor.core.slots import busy
 from supervisor.errors import StoreUnusable
-from supervisor.ports import EngineProcess, Links, ServerClient
+from supervisor.ports import Health, Links, ServerClient
+from supervisor.service import model_files
 from supervisor.service.clock import timestamp
+from supervisor.service.examining import Launched, examine
 from supervisor.service.links import LinkViews, launch_job
 from supervisor.service.loading import EngineEnded, LoadWatch
 from supervisor.service.memory_watch import MemoryWatch, own_memory
 from supervisor.service.tools import Tools
+from supervisor.service.watching import Watch
 from supervisor.service.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -41,10 +45,9 @@ log = logging.getLogger(__name__)
 SET_BY_US = {"GGML_NO_BACKTRACE": "1"}
 """Without it an abort forks a debugger and prints 60 lines after the one that matters."""
 
-_SPEED_EVERY_S = 5.0
-_LINKS_EVERY_S = 2.0
-_LAST_WORDS_S = 0.5
 _LOST_GRACE_S = 1.0
+_ADOPT_S = 2.0
+_DRAIN_EVERY_S = 0.2
 
 Report = Callable[..., None]
 """Tells the reconciler, the one writer, what changed in the deployment."""
@@ -63,75 +66,166 @@ class Attempt:
         self._asked_at_s = asked_at_s
         self._timeline: list[Milestone] = []
         self._record: LaunchRecord | None = None
-        self._process: EngineProcess | None = None
+        self._process: Running | None = None
         self._client: ServerClient | None = None
         self._workers: Workers | None = None
         self._links: Links | None = None
         self._views = LinkViews(plan)
-        self._looked_at_s = float("-inf")
         self._reservation: ports.Reservation | None = None
         self._memory = MemoryWatch(plan, self._own_memory)
-        self._speed: float | None = None
-        self._speed_read_at_s = float("-inf")
+        self._phase = "workers" if plan.shards else "connecting"
+        self._oom: OomWatch | None = None
+        self._watch: Watch | None = None
+        self._is_busy = False
+
+    # -- from plan to READY ------------------------------------------------------------------
 
     async def start(self) -> None:
         """Everything up to READY.
 
         Raises:
-            ProjectError: Names the phase, the worker and what to do.
+            ProjectError: What our own watching found.
+            EngineEnded: llama-server ended by itself; :meth:`examine` gathers why.
         """
         engine = self._engine()
         self._milestone("planned")
         launch_id = await asyncio.to_thread(self._tools.store.next_launch_id)
-        is_direct = self._deployment.spec.transport == "direct"
-        workers = self._workers = Workers(self._tools, self._plan, launch_id, direct=is_direct)
+        workers = self._make_workers(launch_id)
+        self._record = self._new_record(launch_id, engine)
         phase = "workers" if self._plan.shards else "connect"
-        self._report(launch_id=launch_id, plan=self._plan, phase=phase, loads=self._loads({}))
+        loads = worker_loads(self._plan, {})
+        self._report(launch_id=launch_id, plan=self._plan, phase=phase, loads=loads)
         verified = await self._prepare(workers, engine, launch_id)
-        await self._record_and_spawn(engine, launch_id, verified)
-        await self._load(workers)
+        await self._record_and_spawn(engine, verified)
+        await self.finish()
+
+    async def finish(self) -> None:
+        """The rest of a start, once llama-server runs.
+
+        Raises:
+            ProjectError, EngineEnded: As :meth:`start`.
+        """
+        assert self._workers is not None
+        await self._load(self._workers)
         await self._first_token()
+
+    async def resume(self, record: LaunchRecord) -> bool:
+        """Take over what an earlier run of us started: all of it, or nothing is left of it.
+
+        Returns:
+            Whether llama-server and its links run and answer.
+        """
+        self._record = record
+        self._timeline = list(record.timeline)
+        self._process = self._tools.engines.adopt(record)
+        if record.link_pid is not None:
+            self._links = await self._tools.links.adopt(record.link_pid)
+        try:
+            self._make_workers(record.id).resume(self._deployment.id, record.workers)
+            is_whole = await self._is_whole(record)
+        except ProjectError as exc:
+            log.warning("launch.not_adopted", extra={"launch": record.id, "reason": str(exc)})
+            is_whole = False
+        if not is_whole:
+            await self.close("ended while the supervisor did not run", None, is_hurried=True)
+            return False
+        assert self._process is not None
+        self._record = record.model_copy(update={"pid": self._process.pid})
+        self._oom = OomWatch(self._process.pid)
+        log.info("launch.adopted", extra={"launch": record.id, "pid": self._process.pid})
+        return True
+
+    @property
+    def was_ready(self) -> bool:
+        """A completion of it has returned a token."""
+        return self._record is not None and self._record.outcome == "ready"
+
+    async def _is_whole(self, record: LaunchRecord) -> bool:
+        if self._process is None or (record.link_pid is not None and self._links is None):
+            return False
+        if self._links is not None:
+            self._links.raise_if_lost()
+        self._reservation = ports.hold(record.port)
+        self._client = self._tools.connect_engine(record.port)
+        if record.outcome != "ready":
+            return True  # still loading: whether it gets there is watched as always
+        return await self._client.health(_ADOPT_S) is Health.READY
+
+    # -- while it serves ---------------------------------------------------------------------
 
     async def watch(self) -> None:
         """Wait until something of the launch is lost.
 
         Raises:
-            ProjectError: What was lost. It never returns otherwise.
+            ProjectError, EngineEnded: What was lost. It never returns otherwise.
         """
         assert self._process is not None
         assert self._workers is not None
-        exiting = asyncio.create_task(self._process.wait())
+        assert self._client is not None
+        assert self._record is not None
+        self._phase = "serving"
+        watch = self._watch = Watch(
+            self._tools,
+            self._record,
+            self._process,
+            self._client,
+            self._links,
+            self._workers,
+            self._report,
+            self._look,
+        )
         noting = asyncio.create_task(self._note_ready(self._workers))
         try:
-            while not exiting.done():
-                self._raise_if_lost()
-                await self._refresh_speed()
-                self._refresh_links()
-                news = [asyncio.create_task(self._tools.registry.wait_changed(5.0))]
-                if self._links is not None:
-                    news.append(asyncio.create_task(self._links.changed()))
-                await asyncio.wait({exiting, *news}, return_when=asyncio.FIRST_COMPLETED)
-                for each in news:
-                    each.cancel()
-                await asyncio.gather(*news, return_exceptions=True)
+            await watch.until_ended()
         finally:
-            exiting.cancel()
             noting.cancel()
-            await asyncio.gather(exiting, noting, return_exceptions=True)
-        raise await self._explained("serving")
+            await asyncio.gather(noting, return_exceptions=True)
+        raise EngineEnded
 
-    async def close(self, outcome: str, error: ProjectError | None = None) -> None:
-        """End llama-server, then the workers; complete the record. Leaves nothing running."""
-        if self._links is not None:
+    @property
+    def is_idle(self) -> bool:
+        """No request runs, as far as anybody knows."""
+        return self._watch is not None and self._watch.is_idle
+
+    async def drain(self, limit_s: float) -> None:
+        """Let running requests end, for at most ``limit_s``."""
+        if self._client is None or self._watch is None:
+            return
+        deadline_s = time.monotonic() + limit_s
+        while self._process is not None and self._process.is_alive:
+            slots = await self._client.slots(1.0)
+            self._is_busy = slots is None or bool(busy(slots))
+            if not self._is_busy or time.monotonic() >= deadline_s:
+                return
+            await asyncio.sleep(_DRAIN_EVERY_S)
+
+    async def examine(self, found: ProjectError | None) -> Evidence:
+        """What can be seen of it, before anything is stopped."""
+        has_ended = self._process is not None and not self._process.is_alive
+        kills = self._oom.kills(has_ended=has_ended) if self._oom else None
+        launched = Launched(self._record, self._process, self._links, self._workers, kills)
+        return await examine(self._tools, launched, self._phase, found, was_ready=self.was_ready)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    async def close(self, outcome: str, cause: Cause | None, *, is_hurried: bool = False) -> None:
+        """End llama-server, then the links, then the workers; complete the record.
+
+        Leaves nothing running. ``is_hurried``: without any grace.
+        """
+        if self._links is not None and not is_hurried:
             await self._links.fresh()
         links = self._look()
-        if self._process is not None and self._workers is not None:
+        if self._process is not None and self._workers is not None and not is_hurried:
             self._memory.at_the_end(await self._workers.statuses_soon())
-            if error is None:
+            if cause is None:
                 await self._learn()
-            # A llama-server that lost a worker may hang and will not answer SIGTERM.
-            grace_s = _LOST_GRACE_S if error else self._tools.settings.grace_s
-            await self._process.stop(grace_s=grace_s)
+        if self._process is not None:
+            # One that lost a worker may hang and not answer SIGTERM; one whose requests have had
+            # their time would go on with them.
+            has_no_more_time = cause is not None or self._is_busy
+            grace_s = _LOST_GRACE_S if has_no_more_time else self._tools.settings.grace_s
+            await self._process.stop(grace_s=0.0 if is_hurried else grace_s)
         if self._client is not None:
             await self._client.close()
         if self._reservation is not None:
@@ -139,7 +233,7 @@ class Attempt:
         if self._links is not None:
             await self._links.stop()
         if self._workers is not None:
-            await self._workers.stop()
+            await self._workers.stop(is_hurried=is_hurried)
         self._tools.registry.release(self._deployment.id)
         if self._record is not None:
             await self._save_noted(
@@ -147,8 +241,9 @@ class Attempt:
                 memory=self._memory.record(),
                 links=links,
                 outcome=outcome,
-                error_code=error.code if error else "",
-                reason=str(error) if error else "",
+                error_code=cause.code if cause else "",
+                reason=cause.text if cause else "",
+                cause=cause,
                 ended_at=timestamp(),
             )
 
@@ -156,10 +251,7 @@ class Attempt:
         """Store what was found out of a launch; what runs does not depend on it."""
         assert self._record is not None
         self._record = self._record.model_copy(update=changes)
-        try:
-            await asyncio.to_thread(self._tools.store.save_launch, self._record)
-        except StoreUnusable as exc:
-            log.error("launch.not_stored", extra={"reason": str(exc)})
+        await self._tools.journal.save_launch(self._record)
 
     # -- steps -------------------------------------------------------------------------------
 
@@ -186,7 +278,7 @@ class Attempt:
         else:
             # The links are made while the workers start; far ends wait for their rpc-servers.
             job = await launch_job(self._tools, self._plan, launch_id, engine)
-            self._links = await self._tools.start_links(job)
+            self._links = await self._tools.links.start(job)
             statuses = await workers.start(self._deployment.id)
             self._milestone("workers ready")
             self._report(phase="verify")
@@ -195,17 +287,31 @@ class Attempt:
         self._milestone("verified")
         return verified
 
-    def _raise_if_lost(self) -> None:
-        """The link knows first, and why; the agent may still be reachable."""
-        if self._links is not None:
-            self._links.raise_if_lost()
-        if self._workers is not None:
-            self._workers.raise_if_lost()
+    def _make_workers(self, launch_id: LaunchId) -> Workers:
+        is_direct = self._deployment.spec.transport == "direct"
+        self._workers = Workers(self._tools, self._plan, launch_id, direct=is_direct)
+        return self._workers
+
+    def _new_record(self, launch_id: LaunchId, engine: EngineFacts) -> LaunchRecord:
+        return LaunchRecord(
+            id=launch_id,
+            deployment=self._deployment.id,
+            started_at=timestamp(),
+            plan=self._plan,
+            main_host=self._tools.main_host.name,
+            engine=EngineRecord(
+                path=engine.llama_server,
+                version=engine.version,
+                build=engine.build,
+                rpc_protocol=engine.rpc_protocol,
+            ),
+        )
 
     async def _record_and_spawn(
-        self, engine: EngineFacts, launch_id: LaunchId, workers: Mapping[AgentId, WorkerRecord]
+        self, engine: EngineFacts, workers: Mapping[AgentId, WorkerRecord]
     ) -> None:
         """The record is on disk before the process exists."""
+        assert self._record is not None
         host = self._tools.main_host
         self._reservation = ports.reserve("127.0.0.1")
         port = self._reservation.port
@@ -220,36 +326,35 @@ class Attempt:
         # A private, empty configuration folder: a stray config.ini changes flags silently.
         ours = {**SET_BY_US, "XDG_CONFIG_HOME": str(host.folder / "empty-config")}
         environ = environment.for_engine(host.inherited, ours)
-        log_path = host.folder / "logs" / f"llama-server-{launch_id}.log"
-        record = LaunchRecord(
-            id=launch_id,
-            deployment=self._deployment.id,
-            started_at=timestamp(),
-            plan=self._plan,
-            main_host=host.name,
-            engine=EngineRecord(
-                path=engine.llama_server,
-                version=engine.version,
-                build=engine.build,
-                rpc_protocol=engine.rpc_protocol,
-            ),
-            workers=tuple(workers[a] for a in self._plan.agent_ids),
-            argv=tuple(argv),
-            environment=environment.relevant(environ),
-            log_path=str(log_path),
-            timeline=tuple(self._timeline),
-            memory=self._memory.record(),
-            links=self._look(),
-            link_pid=self._links.pid if self._links else None,
-            link_log_path=str(self._links.log_path) if self._links else "",
+        log_path = host.folder / "logs" / f"llama-server-{self._record.id}.log"
+        self._record = self._record.model_copy(
+            update={
+                "workers": tuple(workers[a] for a in self._plan.agent_ids),
+                "argv": tuple(argv),
+                "environment": environment.relevant(environ),
+                "log_path": str(log_path),
+                "port": port,
+                "model_files": await asyncio.to_thread(self._model_files),
+                "timeline": tuple(self._timeline),
+                "memory": self._memory.record(),
+                "links": self._look(),
+                "link_pid": self._links.pid if self._links else None,
+                "link_log_path": str(self._links.log_path) if self._links else "",
+            }
         )
-        self._record = record
-        await asyncio.to_thread(self._tools.store.save_launch, record)
+        await self._tools.journal.save_launch_now(self._record)
         log.info("llama_server.starting", extra={"command": shell_command(argv)})
-        self._process = await self._tools.start_engine(argv, environ, log_path)
+        self._process = await self._tools.engines.start(argv, environ, log_path)
         self._client = self._tools.connect_engine(port)
-        self._record = record.model_copy(update={"pid": self._process.pid})
+        self._oom = OomWatch(self._process.pid)
+        self._record = self._record.model_copy(update={"pid": self._process.pid})
+        self._phase = "loading"
         self._report(phase="connect", port=port)
+
+    def _model_files(self) -> dict[str, str]:
+        path = self._plan.model.path
+        parts = {str(tensor.file) for tensor in self._tools.read_model(path).tensors}
+        return model_files.marks(sorted({path, *parts}))
 
     async def _load(self, workers: Workers) -> None:
         assert self._process is not None
@@ -265,15 +370,12 @@ class Attempt:
             on_statuses=self._memory.while_loading,
             links=self._links,
         )
-        try:
-            await watch.until_listening()
-        except EngineEnded:
-            raise await self._explained("loading") from None
+        await watch.until_listening()
         self._milestone("loaded")
 
     def _loaded(self, loaded: Mapping[str, int]) -> None:
         links = {} if self._links is None else {"links": self._look()}
-        self._report(loads=self._loads(loaded), **links)
+        self._report(loads=worker_loads(self._plan, loaded), **links)
 
     def _look(self) -> tuple[LinkView, ...]:
         return self._views.look(self._links.stats()) if self._links is not None else ()
@@ -286,6 +388,7 @@ class Attempt:
     async def _first_token(self) -> None:
         assert self._process is not None
         assert self._client is not None
+        self._phase = "the first completion"
         self._report(phase="first token")
         asking = asyncio.create_task(
             self._client.first_completion(self._tools.settings.first_token_s)
@@ -294,7 +397,7 @@ class Attempt:
         try:
             await asyncio.wait({asking, exiting}, return_when=asyncio.FIRST_COMPLETED)
             if exiting.done():
-                raise await self._explained("the first completion")
+                raise EngineEnded
             await asking
         finally:
             asking.cancel()
@@ -305,13 +408,13 @@ class Attempt:
         self._record = self._record.model_copy(
             update={"timeline": tuple(self._timeline), "outcome": "ready"}
         )
-        await asyncio.to_thread(self._tools.store.save_launch, self._record)
+        await self._tools.journal.save_launch(self._record)
 
     # -- helpers -----------------------------------------------------------------------------
 
     def _own_memory(self) -> MemorySample | None:
-        running = self._process is not None and self._process.exit_status is None
-        return own_memory(self._process.pid) if self._process and running else None
+        process = self._process
+        return own_memory(process.pid) if process is not None and process.is_alive else None
 
     async def _note_ready(self, workers: Workers) -> None:
         """After READY, which is not to wait for it.
@@ -324,24 +427,6 @@ class Attempt:
         self._memory.while_loading(statuses)
         self._memory.when_ready(statuses)
         await self._save_noted(memory=self._memory.record(), links=self._look())
-
-    async def _refresh_speed(self) -> None:
-        """Read the engine's speed now and then; news of devices come more often than that."""
-        assert self._client is not None
-        if time.monotonic() - self._speed_read_at_s < _SPEED_EVERY_S:
-            return
-        self._speed_read_at_s = time.monotonic()
-        found = await self._client.generated()
-        if found and found.tokens_per_second and found.tokens_per_second != self._speed:
-            self._speed = found.tokens_per_second
-            self._report(tokens_per_second=round(self._speed, 2))
-
-    def _refresh_links(self) -> None:
-        """Tell how the links do now and then; the link process says it twice a second."""
-        if self._links is None or time.monotonic() - self._looked_at_s < _LINKS_EVERY_S:
-            return
-        self._looked_at_s = time.monotonic()
-        self._report(links=self._look())
 
     async def _learn(self) -> None:
         """What this run took corrects what was measured of its devices."""
@@ -356,30 +441,6 @@ class Attempt:
         except StoreUnusable as exc:  # the run is over; only its lesson is lost
             log.error("launch.not_learned_from", extra={"reason": str(exc)})
 
-    async def _explained(self, phase: str) -> ProjectError:
-        """Why llama-server ended; a worker that says it died itself is the better witness."""
-        assert self._process is not None
-        if self._links is not None:
-            await self._raise_if_links_lost(self._links)
-        if self._workers is not None and (lost := await self._workers.witness(phase)) is not None:
-            return lost
-        for stats in self._links.stats().values() if self._links is not None else ():
-            if stats.detail:  # the link stands, but the rpc-server behind it hung up
-                return LinkLost(stats.detail)
-        how = describe_exit(self._process.exit_status)
-        lines = await asyncio.to_thread(tail, self._process.log_path, 80)
-        return explain_exit(how, lines, phase)
-
-    async def _raise_if_links_lost(self, links: Links) -> None:
-        """llama-server may be seen to end a moment before the link that cut it off says why."""
-        deadline_s = time.monotonic() + _LAST_WORDS_S
-        links.raise_if_lost()
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
-                    await links.changed()
-            links.raise_if_lost()
-
     def _milestone(self, name: str) -> None:
         at_s = time.monotonic() - self._asked_at_s
         before_s = self._timeline[-1].at_s if self._timeline else 0.0
@@ -387,17 +448,3 @@ class Attempt:
             Milestone(name=name, at_s=round(at_s, 3), took_s=round(max(at_s - before_s, 0.0), 3))
         )
         self._report(timeline=tuple(self._timeline))
-
-    def _loads(self, loaded: Mapping[str, int]) -> tuple[WorkerLoad, ...]:
-        merged: dict[str, WorkerLoad] = {}
-        for shard in self._plan.shards:
-            before = merged.get(shard.device)
-            layers = shard.layers + (before.layers if before else 0)
-            weight_bytes = shard.weight_bytes + (before.weight_bytes if before else 0)
-            merged[shard.device] = WorkerLoad(
-                device=shard.device,
-                layers=layers,
-                weight_bytes=weight_bytes,
-                loaded_bytes=min(loaded.get(shard.device, 0), weight_bytes),
-            )
-        return tuple(merged.values())

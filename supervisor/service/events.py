@@ -28,9 +28,7 @@ class EventBus:
         for queue in list(self._queues):
             if queue.qsize() >= _BACKLOG:
                 self._queues.discard(queue)
-                with contextlib.suppress(asyncio.QueueEmpty):
-                    queue.get_nowait()
-                queue.put_nowait(None)
+                queue.put_nowait(None)  # after what it has: nothing in between is left out
             else:
                 queue.put_nowait(Change(name, body))
 

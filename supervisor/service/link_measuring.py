@@ -56,7 +56,7 @@ class LinkMeasurer:
         try:
             await self._start(device, generation)
             self.raise_if_taken(device)  # never link to the rpc-server of a launch
-            links = await self._tools.start_links(measuring_job(self._tools, device, generation))
+            links = await self._tools.links.start(measuring_job(self._tools, device, generation))
             return await self._through(links, device)
         except ProjectError:
             await self._raise_if_overtaken(device, generation)

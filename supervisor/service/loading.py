@@ -10,10 +10,11 @@ from tenacity import AsyncRetrying, retry_if_result, wait_exponential
 
 from agents.contract import RpcServerStatus
 from agents.logfile import LogTail
+from agents.process import Running
 from supervisor.core import load as core
 from supervisor.core.entities import AgentId
 from supervisor.errors import AgentRefused, AgentUnreachable, ConnectStalled, LoadStalled
-from supervisor.ports import AgentPort, EngineProcess, Health, Links, ServerClient
+from supervisor.ports import AgentPort, Health, Links, ServerClient
 from supervisor.settings import Settings
 
 _WORKERS_EVERY_S = 1.0
@@ -31,7 +32,7 @@ class LoadWatch:
     def __init__(
         self,
         settings: Settings,
-        process: EngineProcess,
+        process: Running,
         client: ServerClient,
         workers: Mapping[AgentId, tuple[str, AgentPort]],
         before: Mapping[AgentId, RpcServerStatus],

@@ -39,7 +39,7 @@ class Pusher:
             )
         job = await push_job(self._tools, plan)
         names = {shard.agent_id: shard.device for shard in plan.shards}
-        links = await self._tools.start_links(job)
+        links = await self._tools.links.start(job)
         try:
             return await self._follow(links, names, tell)
         finally:

@@ -8,7 +8,13 @@ import logging
 import time
 from pathlib import Path
 
-from supervisor.core.entities import Deployment, DeploymentId, DeploymentSpec, Plan
+from supervisor.core.entities import (
+    Deployment,
+    DeploymentId,
+    DeploymentSpec,
+    LaunchId,
+    LaunchRecord,
+)
 from supervisor.core.lifecycle import (
     LIVE_STATES,
     Event,
@@ -39,17 +45,44 @@ class Reconciler:
         self._actors: dict[DeploymentId, Actor] = {}
         self._tasks: dict[DeploymentId, asyncio.Task[None]] = {}
         self._accepting = asyncio.Lock()
+        self._is_ending = False
 
-    def restore(self) -> None:
-        """Go on with what was wanted before we were stopped or killed."""
-        for deployment in self._tools.store.deployments():
-            wants_to_run = deployment.state in LIVE_STATES
-            state = State.PENDING if wants_to_run else deployment.state
-            if deployment.state is State.STOPPING:
-                state = State.STOPPED
-            reset: dict[str, object] = {"state": state, "port": None, "phase": "", "plan": None}
-            reset["loads"] = reset["links"] = ()
-            self._add(deployment.model_copy(update=reset), awaited=deployment.plan)
+    async def restore(self) -> None:
+        """Go on with what was wanted before we were stopped or killed.
+
+        What an earlier run started and that still runs is taken over; the rest of it is ended.
+        """
+        unfinished = await asyncio.to_thread(self._unfinished)
+        actors = [self._actor_of(deployment) for deployment in self._tools.store.deployments()]
+        await asyncio.gather(*(self._resume(a, unfinished) for a in actors))
+        self._tools.engines.sweep(unfinished.values())
+        self._tools.links.sweep()
+        for record in unfinished.values():
+            ended = {"outcome": "ended while the supervisor did not run", "ended_at": timestamp()}
+            await self._tools.journal.save_launch(record.model_copy(update=ended))
+        for actor in actors:
+            self._run(actor)
+
+    def _unfinished(self) -> dict[LaunchId, LaunchRecord]:
+        """Launches of which nobody has seen the end."""
+        records = self._tools.journal.launches()
+        return {record.id: record for record in records if not record.ended_at}
+
+    async def _resume(self, actor: Actor, unfinished: dict[LaunchId, LaunchRecord]) -> None:
+        """Let an actor take over its newest launch, or begin anew."""
+        deployment = actor.deployment
+        own = [i for i, record in unfinished.items() if record.deployment == deployment.id]
+        may_serve = deployment.state in (State.STARTING, State.READY)
+        if own and await actor.resume(unfinished.pop(max(own)), may_serve=may_serve):
+            return
+        wants_to_run = deployment.state in LIVE_STATES
+        state = State.PENDING if wants_to_run else deployment.state
+        if deployment.state is State.STOPPING:
+            state = State.STOPPED
+        reset: dict[str, object] = {"state": state, "port": None, "phase": "", "plan": None}
+        reset["loads"] = reset["links"] = ()
+        actor.awaited = deployment.plan if wants_to_run else None
+        actor.deployment = deployment.model_copy(update=reset)
 
     async def create(self, spec: DeploymentSpec) -> Deployment:
         """Accept a deployment and begin to launch it.
@@ -68,10 +101,10 @@ class Reconciler:
             deployment = Deployment(
                 id=name, spec=spec, warnings=warnings_of(spec), since=timestamp(), plan=plan
             )
-            await asyncio.to_thread(self._tools.store.save_deployment, deployment)
+            await self._tools.journal.save_deployment_now(deployment)
             if name in self._actors:
                 await self._end_actor(name)
-            self._add(deployment, asked_at_s)
+            self._run(self._actor_of(deployment, asked_at_s))
         return deployment
 
     def _refuse_running(self, name: DeploymentId) -> None:
@@ -82,8 +115,13 @@ class Reconciler:
                 "another --name"
             )
 
-    async def stop(self, name: str) -> Deployment:
-        """Stop a deployment and wait until nothing of it runs."""
+    async def stop(self, name: str, *, now: bool = False) -> Deployment:
+        """Stop a deployment and wait until nothing of it runs.
+
+        Running requests may end first, unless it has to be ``now``.
+        """
+        if now:
+            self._actor(name).hurry()
         return await self._command(name, Event.STOP_REQUESTED)
 
     async def start(self, name: str) -> Deployment:
@@ -100,7 +138,7 @@ class Reconciler:
         if deployment.state in (*LIVE_STATES, State.STOPPING):
             raise DeploymentExists(f"deployment {name} is {deployment.state}; stop it first")
         await self._end_actor(deployment.id)
-        await asyncio.to_thread(self._tools.store.delete_deployment, deployment.id)
+        await self._tools.journal.delete_deployment(deployment.id)
         self._bus.publish("deployment_removed", {"id": deployment.id})
 
     def all(self) -> list[Deployment]:
@@ -121,6 +159,8 @@ class Reconciler:
         Raises:
             DeploymentUnknown, DeploymentNotReady
         """
+        if self._is_ending:
+            raise DeploymentNotReady("the supervisor is stopping; start it again first")
         live = [a.deployment for a in self._actors.values() if a.deployment.state in LIVE_STATES]
         matches = [
             d for d in live if model in (None, "", d.id, d.spec.model, Path(d.spec.model).stem)
@@ -139,6 +179,15 @@ class Reconciler:
             )
         return chosen
 
+    def begin_to_end(self) -> None:
+        """Take no new requests; the running ones go on."""
+        self._is_ending = True
+
+    def hurry(self) -> None:
+        """Whatever ends, ends at once."""
+        for actor in self._actors.values():
+            actor.hurry()
+
     async def close(self) -> None:
         """End every actor and all that runs; what was wanted stays stored."""
         for name in list(self._tasks):
@@ -146,16 +195,13 @@ class Reconciler:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
 
-    def _add(
-        self,
-        deployment: Deployment,
-        asked_at_s: float | None = None,
-        awaited: Plan | None = None,
-    ) -> None:
-        actor = Actor(self._tools, self._bus, self.planner, deployment, asked_at_s)
-        actor.awaited = awaited
-        self._actors[deployment.id] = actor
-        self._tasks[deployment.id] = asyncio.create_task(actor.run())
+    def _actor_of(self, deployment: Deployment, asked_at_s: float | None = None) -> Actor:
+        return Actor(self._tools, self._bus, self.planner, deployment, asked_at_s)
+
+    def _run(self, actor: Actor) -> None:
+        name = actor.deployment.id
+        self._actors[name] = actor
+        self._tasks[name] = asyncio.create_task(actor.run())
         actor.publish()
 
     async def _end_actor(self, name: DeploymentId) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agents.contract import EngineFacts
 from supervisor.ports import (
-    EngineStarter,
+    EngineProcesses,
     LinkStarter,
     MemoryEstimator,
     ModelReader,
@@ -14,6 +14,7 @@ from supervisor.ports import (
     StorePort,
     WorkerProbe,
 )
+from supervisor.service.journal import Journal
 from supervisor.service.registry import Registry
 from supervisor.settings import Settings
 
@@ -55,8 +56,9 @@ class Tools:
     estimate_memory: MemoryEstimator
     host_available_bytes: Callable[[], int]
     probe: WorkerProbe
-    start_engine: EngineStarter
+    engines: EngineProcesses
     connect_engine: Callable[[int], ServerClient]
-    start_links: LinkStarter
+    links: LinkStarter
     identity: Identity
     main_host: MainHost
+    journal: Journal

@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from agents.contract import EngineFacts, RpcServerSpec, RpcServerStatus, WorkerState
-from agents.errors import ProjectError
 from agents.rpc_protocol import Outcome, ProbeResult, Triple
 from supervisor.core.commands import LOOPBACK
 from supervisor.core.entities import (
@@ -19,7 +19,7 @@ from supervisor.core.entities import (
     Plan,
     WorkerRecord,
 )
-from supervisor.core.membership import DeviceCondition
+from supervisor.core.membership import DeviceCondition, is_same_build
 from supervisor.errors import (
     AgentRefused,
     AgentUnreachable,
@@ -41,6 +41,9 @@ T = TypeVar("T")
 _STOP_S = 8.0
 """Longer than an agent's own grace for its rpc-server; a lost device is not waited for longer."""
 
+_HURRY_S = 1.0
+"""When nobody waits for a graceful end."""
+
 _SOON_S = 0.5
 """For a status that is nice to have; after that the last heartbeat has to do."""
 
@@ -52,12 +55,35 @@ class Workers:
         self._tools = tools
         self._registry = tools.registry
         self._plan = plan
-        self._launch_id = launch_id
         self._direct = direct
         self._name = {shard.agent_id: shard.device for shard in plan.shards}
         self._started: list[AgentId] = []
+        self._endpoints: dict[AgentId, str] = {}
+        self._since_s = time.monotonic()
+        self.launch_id = launch_id
         self.before: dict[AgentId, RpcServerStatus] = {}
         """Each worker as it was just before llama-server."""
+        self.agent_starts: dict[AgentId, str] = {}
+        """Tells an agent from the one that is started in its place."""
+
+    @property
+    def ids(self) -> tuple[AgentId, ...]:
+        return self._plan.agent_ids
+
+    def endpoint(self, agent_id: AgentId) -> str:
+        """Where llama-server was told to find it."""
+        return self._endpoints.get(agent_id, "")
+
+    def resume(self, deployment: DeploymentId, records: Iterable[WorkerRecord]) -> None:
+        """Take over those that an earlier run of us started.
+
+        Raises:
+            WorkerBusy, DeviceUnknown: It is another's now, or was removed.
+        """
+        for agent_id in self._plan.agent_ids:
+            self._registry.reserve(agent_id, deployment)
+            self._started.append(agent_id)
+        self._endpoints = {record.agent_id: record.endpoint for record in records}
 
     @property
     def agents(self) -> dict[AgentId, tuple[str, AgentPort]]:
@@ -74,6 +100,8 @@ class Workers:
         """
         for agent_id in self._plan.agent_ids:
             self._registry.reserve(agent_id, deployment)
+            facts = self._registry.device(agent_id).facts
+            self.agent_starts[agent_id] = facts.agent_start if facts else ""
         return await self._all(self._start)
 
     async def verify(
@@ -102,9 +130,9 @@ class Workers:
     async def _start(self, agent_id: AgentId) -> RpcServerStatus:
         limit_s = self._tools.settings.worker_ready_s
         spec = RpcServerSpec(
-            generation=self._launch_id,
+            generation=self.launch_id,
             host=self._registry.device(agent_id).address if self._direct else LOOPBACK,
-            launch=str(self._launch_id),
+            launch=str(self.launch_id),
             main_host=self._tools.main_host.name,
             devices=[s.ggml_device for s in self._plan.shards if s.agent_id == agent_id],
             ready_deadline_s=limit_s,
@@ -129,6 +157,7 @@ class Workers:
         )
         _check_probe(name, f"{status.host}:{status.port}", result)
         build = _checked_build(device, engine)
+        self._endpoints[agent_id] = f"{status.host}:{status.port}"
         # How many clients it had before llama-server, our probe included: tells later who was never
         # connected to.
         self.before[agent_id] = replace(
@@ -160,6 +189,7 @@ class Workers:
                 f"{engine.rpc_protocol}; install the same llama.cpp build on both"
             )
         self.before[agent_id] = status
+        self._endpoints[agent_id] = f"{LOOPBACK}:{link.port}"
         round_trip_ms = (link.round_trip_s or 0.0) * 1e3
         if link.round_trip_s is not None:
             self._registry.took_round_trip(agent_id, round(round_trip_ms, 2))
@@ -188,34 +218,39 @@ class Workers:
         for agent_id in self._plan.agent_ids:
             self._raise_if_lost(agent_id)
 
-    async def witness(self, phase: str) -> ProjectError | None:
-        """Which worker says itself that it died, if any; asked after llama-server ended."""
-        for agent_id in self._plan.agent_ids:
-            try:
-                status = await self._registry.agent(agent_id).rpc_server()
-            except (AgentUnreachable, AgentRefused) as exc:
-                return WorkerLost(f"llama-server lost a worker during {phase}: {exc}")
-            if status.state is WorkerState.FAILED:
-                return WorkerLost(
-                    f"llama-server lost {self._name[agent_id]} during {phase}: {status.detail}"
-                )
-        return None
-
     async def statuses_soon(self) -> dict[AgentId, RpcServerStatus]:
         """What each agent says now; of one that does not answer at once, its last heartbeat."""
-        found = await asyncio.gather(*(self._status_soon(a) for a in self._plan.agent_ids))
-        pairs = zip(self._plan.agent_ids, found, strict=True)
+        asked = await self.statuses_now(self.ids)
+        either = ((a, asked.get(a) or self.last_word(a)[0]) for a in self.ids)
+        return {agent_id: status for agent_id, status in either if status is not None}
+
+    async def statuses_now(self, of: Iterable[AgentId]) -> dict[AgentId, RpcServerStatus]:
+        """What some agents say now; those that do not answer at once are missing."""
+        asked = tuple(of)
+        found = await asyncio.gather(*(self._status_now(a) for a in asked))
+        pairs = zip(asked, found, strict=True)
         return {agent_id: status for agent_id, status in pairs if status is not None}
 
-    async def _status_soon(self, agent_id: AgentId) -> RpcServerStatus | None:
-        status = None
+    async def _status_now(self, agent_id: AgentId) -> RpcServerStatus | None:
         with contextlib.suppress(AgentUnreachable, AgentRefused, TimeoutError, DeviceUnknown):
             async with asyncio.timeout(_SOON_S):
-                status = await self._registry.agent(agent_id).rpc_server()
-        if status is None:
-            with contextlib.suppress(DeviceUnknown):
-                status = self._registry.device(agent_id).rpc_server
-        return status if status and status.generation == self._launch_id else None
+                return self._ours(await self._registry.agent(agent_id).rpc_server())
+        return None
+
+    def last_word(self, agent_id: AgentId) -> tuple[RpcServerStatus | None, float]:
+        """The last heartbeat's, and how long ago it came, in seconds."""
+        try:
+            device = self._registry.device(agent_id)
+        except DeviceUnknown:
+            return None, 0.0
+        return self._ours(device.rpc_server), device.silent_s
+
+    def _ours(self, status: RpcServerStatus | None) -> RpcServerStatus | None:
+        return status if status and status.generation == self.launch_id else None
+
+    def name(self, agent_id: AgentId) -> str:
+        """Of its device."""
+        return self._name.get(agent_id, agent_id)
 
     def _raise_if_lost(self, agent_id: AgentId) -> None:
         name = self._name[agent_id]
@@ -223,29 +258,35 @@ class Workers:
             device = self._registry.device(agent_id)
         except DeviceUnknown:
             raise WorkerLost(f"{name} was removed from the cluster while it served") from None
-        if device.state == DeviceCondition.LOST:
+        if device.state == DeviceCondition.LOST and not self._may_be_unheard(device):
             raise WorkerLost(f"{name}: {device.reason}")
         status = device.rpc_server
-        if status is None or status.generation < self._launch_id:
+        if status is None or status.generation < self.launch_id:
             return  # its last heartbeat is older than this launch
-        if status.generation > self._launch_id:
+        if status.generation > self.launch_id:
             raise WorkerLost(f"{name} was taken over by launch {status.generation}")
         if status.state in (WorkerState.FAILED, WorkerState.STOPPED):
             why = status.detail or f"its rpc-server is {status.state}; was its agent restarted?"
             raise WorkerLost(f"{name}: {why}")
 
+    def _may_be_unheard(self, device: Device) -> bool:
+        """After our own restart every device is given the time in which it would be lost."""
+        waited_s = time.monotonic() - self._since_s
+        return device.facts is None and waited_s < self._tools.settings.stale_after_s
+
     # -- the end -----------------------------------------------------------------------------
 
-    async def stop(self) -> None:
-        """End every worker that was started. One out of reach ends itself with its agent."""
-        await asyncio.gather(*(self._stop(agent_id) for agent_id in self._started))
+    async def stop(self, *, is_hurried: bool = False) -> None:
+        """End every worker that was started. One out of reach ends itself with its lease."""
+        limit_s = _HURRY_S if is_hurried else _STOP_S
+        await asyncio.gather(*(self._stop(agent_id, limit_s) for agent_id in self._started))
 
-    async def _stop(self, agent_id: AgentId) -> None:
+    async def _stop(self, agent_id: AgentId, limit_s: float) -> None:
         try:
-            async with asyncio.timeout(_STOP_S):
-                await self._registry.agent(agent_id).stop_rpc_server(self._launch_id)
+            async with asyncio.timeout(limit_s):
+                await self._registry.agent(agent_id).stop_rpc_server(self.launch_id)
         except (AgentUnreachable, AgentRefused, DeviceUnknown, TimeoutError) as exc:
-            reason = str(exc) or f"no answer within {_STOP_S:g} s"
+            reason = str(exc) or f"no answer within {limit_s:g} s"
             extra = {"device": self._name[agent_id], "reason": reason}
             log.warning("worker.not_stopped", extra=extra)
 
@@ -264,7 +305,7 @@ class Workers:
 
 def _checked_build(device: Device, engine: EngineFacts) -> str:
     build = device.facts.engine.build if device.facts and device.facts.engine else ""
-    if build and engine.build and build != engine.build:
+    if not is_same_build(build, engine.build):
         raise WorkerIncompatible(
             f"{device.name} runs llama.cpp {build}, the main host {engine.build}; mixed builds "
             "give wrong results without a word: install the same build on both"

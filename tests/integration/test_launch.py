@@ -258,7 +258,7 @@ async def test_a_lost_worker_ends_the_launch_with_its_name_and_the_launch_is_rep
     await eventually(is_repaired, within_s=40, what="the launch is repeated")
     print(f"repaired after {time.monotonic() - started_s:.1f} s")
     record = (await pair.http.get(f"/api/launches/{before['launch_id']}")).json()
-    assert record["error_code"] == "worker_lost"
+    assert record["error_code"] == "worker_killed"
     assert "two" in record["reason"]
     assert "SIGKILL" in record["reason"]
 

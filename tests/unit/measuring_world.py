@@ -207,7 +207,7 @@ class MeasuringWorld:
             settings=self.chosen,
             registry=self.registry,
             store=self.store,
-            start_links=self._start_links,
+            links=SimpleNamespace(start=self._start_links),
             identity=Identity(Path("cert"), Path("key"), Path("authority")),
             main_host=SimpleNamespace(name="desk", folder=self.folder),
         )

@@ -35,6 +35,8 @@ class Server:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     pid: int = 1
     exit_status: int | None = None
+    argv: list[str] = field(default_factory=list)
+    is_alive: bool = True
 
     async def health(self, timeout_s: float) -> Health:
         self.asked_at_s.append(time.monotonic())
@@ -57,6 +59,9 @@ class Server:
         return Answer(1, None)
 
     async def generated(self) -> Generated | None:
+        return None
+
+    async def slots(self, timeout_s: float) -> None:
         return None
 
     def say(self, line: str) -> None:

@@ -178,7 +178,6 @@ async def test_a_plan_without_devices_has_no_workers(world: World) -> None:
     async with asyncio.timeout(5):
         assert await nobody.start(DeploymentId("test")) == {}
         assert await nobody.statuses_soon() == {}
-        assert await nobody.witness("loading") is None
         nobody.raise_if_lost()
         await nobody.stop()
     assert nobody.agents == {}
@@ -194,15 +193,6 @@ async def test_only_workers_that_were_started_are_stopped(world: World) -> None:
     await workers.stop()
     assert world.agents[ONE].stopped == [LAUNCH]
     assert world.agents[TWO].stopped == []
-
-
-async def test_a_worker_that_says_it_died_is_the_witness(world: World) -> None:
-    world.agents[ONE].answer = said(1)
-    failed = RpcServerStatus(WorkerState.FAILED, generation=LAUNCH, detail="killed by SIGKILL")
-    world.agents[TWO].answer = failed
-    lost = await world.workers(ONE, TWO).witness("serving")
-    assert isinstance(lost, WorkerLost)
-    assert "lost two during serving: killed by SIGKILL" in str(lost)
 
 
 @pytest.mark.parametrize(("direct", "host"), [(True, "10.0.0.1"), (False, "127.0.0.1")])

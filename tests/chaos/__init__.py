@@ -1,0 +1,1 @@
+"""Faults on a whole cluster with the real engine: rows of a matrix, for tests and benches."""

@@ -30,6 +30,9 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 _SETPRIV = shutil.which("setpriv")
 
+STOPPED: Final = ("T", "t")
+"""States of a process that somebody stopped, or debugs."""
+
 _LOOK_EVERY_S: Final = 0.1
 """At a process that is not our child, whose end nobody tells us."""
 
@@ -104,7 +107,7 @@ class Child:
         """End it: SIGTERM to the group, SIGKILL after ``grace_s`` seconds, then reap."""
         self.signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(grace_s):
+            async with asyncio.timeout(_grace_s(self.pid, grace_s)):
                 return await self._process.wait()
         except TimeoutError:
             self.signal(signal.SIGKILL)
@@ -113,6 +116,11 @@ class Child:
             # Whoever cancels us must still not leave an orphan behind.
             self.signal(signal.SIGKILL)
             raise
+
+
+def _grace_s(pid: int, grace_s: float) -> float:
+    """A process that is stopped hears no SIGTERM."""
+    return 0.0 if state_letter(pid) in STOPPED else grace_s
 
 
 class Adopted:
@@ -143,7 +151,7 @@ class Adopted:
         """End it: SIGTERM to its group, SIGKILL after ``grace_s`` seconds."""
         try:
             self._signal(signal.SIGTERM)
-            async with asyncio.timeout(grace_s):
+            async with asyncio.timeout(_grace_s(self.pid, grace_s)):
                 return await self.wait()
         except TimeoutError:
             self._signal(signal.SIGKILL)

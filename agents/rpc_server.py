@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from agents import environment, facts, oom, ports, process
+from agents import environment, facts, ports, process
+from agents.child_watch import ChildWatch
 from agents.command import rpc_server_argv
 from agents.contract import (
     EngineFacts,
@@ -35,9 +36,6 @@ log = logging.getLogger(__name__)
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL. rpc-server has no handler, so it normally ends at once."""
 
-_LOOK_EVERY_S = 1.0
-"""At the state of the child, which nobody tells us unless it ends."""
-
 _ACCEPTED = b"Accepted client connection"
 _CLOSED = b"Client connection closed"
 
@@ -62,8 +60,7 @@ class RpcServer:
         self._environment = environment.for_engine(inherited, {"GGML_NO_BACKTRACE": "1"})
         self._status = RpcServerStatus(WorkerState.STOPPED)
         self._child: process.Child | None = None
-        self._oom: oom.OomWatch | None = None
-        self._is_child_stopped = False
+        self._child_watch: ChildWatch | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
         self._reservation: ports.Reservation | None = None
@@ -85,9 +82,9 @@ class RpcServer:
 
     def status(self) -> RpcServerStatus:
         """State as of now, with the child's memory, processor time and accepted clients."""
-        child = self._child
+        child, watch = self._child, self._child_watch
         status = replace(self._status, is_measuring=self._is_measuring)
-        if child is None or child.exit_status is not None:
+        if child is None or watch is None or child.exit_status is not None:
             return status
         accepted, closed = _count_clients(child.log_path)
         return replace(
@@ -97,8 +94,8 @@ class RpcServer:
             cpu_s=facts.cpu_seconds(child.pid),
             clients_accepted=accepted,
             clients_closed=closed,
-            oom_kills=self._oom.kills() if self._oom else None,
-            process_state=self._state_of(child),
+            oom_kills=watch.oom_kills(),
+            process_state=watch.state(),
         )
 
     def log_path(self) -> Path | None:
@@ -254,7 +251,8 @@ class RpcServer:
         self._spec, self._devices = spec, ()
         name = f"rpc-server-{spec.generation}"
         child = self._child = await self._spawn(name, spec.host, port, spec.threads, spec.devices)
-        self._oom, self._is_child_stopped = oom.OomWatch(child.pid), False
+        watch = ChildWatch(child, str(spec.generation), self.changed.set)
+        self._child_watch = watch
         self._become(
             RpcServerStatus(
                 WorkerState.STARTING,
@@ -268,7 +266,7 @@ class RpcServer:
             )
         )
         self._watcher = asyncio.create_task(
-            self._watch(child, spec.host, port, spec.ready_deadline_s)
+            self._watch(child, watch, spec.host, port, spec.ready_deadline_s)
         )
 
     async def _spawn(
@@ -293,50 +291,23 @@ class RpcServer:
             raise EngineWithoutRpc(engine.problem or f"{engine.folder} holds no ggml-rpc-server")
         return engine.rpc_server
 
-    async def _watch(self, child: process.Child, host: str, port: int, deadline_s: float) -> None:
+    async def _watch(
+        self, child: process.Child, watch: ChildWatch, host: str, port: int, deadline_s: float
+    ) -> None:
         """Prove the fresh child ready, then wait for its end. Any end is a failure."""
         proof = await prove(child, host, port, deadline_s)
         if proof.error_code:
-            self._fail(child, proof.error_code, proof.detail)
+            self._fail(child, watch, proof.error_code, proof.detail)
             await _stop(child)
             return
         self._devices = proof.devices
         ready = replace(self._status, state=WorkerState.READY, rpc_protocol=proof.rpc_protocol)
         self._become(ready)
-        await self._outlast(child)
-        self._fail(child, RpcServerExited.code, exit_text(child))
+        await watch.outlast()
+        self._fail(child, watch, RpcServerExited.code, exit_text(child))
 
-    async def _outlast(self, child: process.Child) -> None:
-        """Wait for the child's end, with a look at it now and then."""
-        ending = asyncio.create_task(child.wait())
-        try:
-            while not ending.done():
-                self._look(child)
-                await asyncio.wait({ending}, timeout=_LOOK_EVERY_S)
-        finally:
-            ending.cancel()
-
-    def _look(self, child: process.Child) -> None:
-        state = self._state_of(child)
-        if self._oom is not None and state not in ("", "Z"):
-            self._oom.look()
-
-    def _state_of(self, child: process.Child) -> str:
-        """A child that was stopped looks like a slow one to everybody else, so that is told."""
-        state = facts.process_state(child.pid)
-        is_stopped = state in facts.STOPPED_STATES
-        if is_stopped != self._is_child_stopped and state not in ("", "Z"):
-            self._is_child_stopped = is_stopped
-            what = "rpc_server.frozen" if is_stopped else "rpc_server.continued"
-            level = logging.WARNING if is_stopped else logging.INFO
-            extra = {"pid": child.pid, "launch": str(self._status.generation)}
-            log.log(level, what, extra=extra)
-            self.changed.set()
-        return state
-
-    def _fail(self, child: process.Child, code: str, detail: str) -> None:
+    def _fail(self, child: process.Child, watch: ChildWatch, code: str, detail: str) -> None:
         """What the child did last is looked at before anybody ends it."""
-        has_ended = child.exit_status is not None
         self._become(
             replace(
                 self._status,
@@ -344,8 +315,8 @@ class RpcServer:
                 error_code=code,
                 detail=detail,
                 exit_status=child.exit_status,
-                oom_kills=self._oom.kills(has_ended=has_ended) if self._oom else None,
-                process_state="" if has_ended else facts.process_state(child.pid),
+                oom_kills=watch.oom_kills(),
+                process_state=watch.state(),
             )
         )
 

@@ -64,6 +64,12 @@ SECOND_SHARE = 0.15
 WARM_SHARE = 0.25
 """Of a process's life, in which it may grow: caches fill."""
 
+WANTS_MORE = {"no_devices", "insufficient_memory"}
+"""Why a deployment may be FAILED, whatever fault it was that took its devices."""
+
+NOBODY = (1 << 22) - 1
+"""No process has this number."""
+
 GROWTH_MIB = 8.0
 GROWTH_FILES = 3
 """From the first to the last quarter of what is left, by medians; beyond that it is not flat."""
@@ -152,6 +158,7 @@ class Soak:
         self._watcher = watcher
         self._options = options
         self._rng = random.Random(options.seed)
+        self._adopted: set[int] = set()
         self.turns: list[Turn] = []
         self.samples: dict[str, list[Sample]] = {}
 
@@ -167,7 +174,9 @@ class Soak:
                 await self._take(turn, fault, faults)
             except (AssertionError, httpx.HTTPError, TimeoutError) as exc:
                 turn.broken.append(f"{type(exc).__name__}: {exc}")
-                await self._start_over()
+                if not await self._can_go_on(turn):
+                    say(f"{number:4}/{self._options.faults} {turn.text}")
+                    return
             self._sample(number)
             supervisor = self.samples["supervisor"][-1]
             facts = (
@@ -221,9 +230,10 @@ class Soak:
         """A second fault, whatever there is of its victim just now."""
         second = self._rng.choice([each for each in faults if each.can_be_second])
         await asyncio.sleep(self._rng.uniform(0, LONGEST_REST_S))
-        agents = {d: a.program.process.pid for d, a in self._world.agents.items()}
+        devices = (await self._world.http.get("/api/devices")).json()
+        workers = {d["name"]: (d["rpc_server"] or {}).get("pid") or NOBODY for d in devices}
         engines_now, links_now = engine_pids(), link_pids()
-        live = Live(0, _any(self._rng, engines_now), _any(self._rng, links_now), agents, 0)
+        live = Live(0, _any(self._rng, engines_now), _any(self._rng, links_now), workers, 0)
         device = self._rng.choice([each for each in DEVICES if each != SPARED])
         turn.fault += f" + {second.name}"
         with contextlib.suppress(ProcessLookupError):
@@ -245,7 +255,7 @@ class Soak:
             if found["state"] == "failed" and is_new:
                 turn.was_revived = True
                 turn.codes.append(found["error_code"])
-                assert found["error_code"] in allowed | {"no_fit"}, found["reason"]
+                assert found["error_code"] in allowed | WANTS_MORE, found["reason"]
                 world.thaw()
                 answer = await world.http.post(f"/api/deployments/{DEPLOYMENT}/start")
                 assert answer.is_success, answer.text
@@ -254,21 +264,30 @@ class Soak:
         await answered(world)
         turn.serving_s = round(time.monotonic() - began_s, 3)
         if not allowed:
+            self._adopted |= {before.launch_id} if "kill" in turn.fault else set()
             assert await world.live() == before, "another launch serves, and nothing was lost"
             return
         record = await world.record(before.launch_id)
         code = (record["cause"] or {}).get("code") or record["error_code"]
         turn.codes.append(code)
+        if before.launch_id in self._adopted:  # nobody is told how a stranger's child ended
+            allowed |= {"engine_exited"} if "engine_killed" in allowed else set()
         assert code in allowed, f"the cause is {code}: {record['reason']}"
 
-    async def _start_over(self) -> None:
+    async def _can_go_on(self, turn: Turn) -> bool:
         """After a broken rule: the same cluster, launched anew, so that the rest can be seen."""
         world = self._world
-        world.thaw()
-        for link in world.links.values():
-            await link.heal()
-        await world.stop()
-        await world.launch()
+        try:
+            world.thaw()
+            for link in world.links.values():
+                await link.heal()
+            await world.stop()
+            await world.launch()
+            await world.has_no_orphans()
+        except (AssertionError, httpx.HTTPError) as exc:
+            turn.broken.append(f"it cannot be launched anew: {type(exc).__name__}: {exc}")
+            return False
+        return True
 
     def _sample(self, number: int) -> None:
         pids = {"supervisor": self._world.supervisor.process.pid}
@@ -282,8 +301,8 @@ class Soak:
 
 
 def _any(rng: random.Random, pids: Sequence[int]) -> int:
-    """One of them, or a process that has ended."""
-    return rng.choice(pids) if pids else (1 << 22) - 1
+    """One of them, or nobody."""
+    return rng.choice(pids) if pids else NOBODY
 
 
 # -- the report ------------------------------------------------------------------------------------
@@ -342,7 +361,7 @@ async def measured(options: argparse.Namespace) -> int:
         made = await stack.enter_async_context(world(place, model, setup))
         watcher = await stack.enter_async_context(watching(made))
         soak = Soak(made, watcher, options)
-        await soak.run(faults)
+        await soak.run([each for each in faults if each.name not in options.without])
         await made.leaves_nothing()
     growths = [g for n, s in soak.samples.items() if (g := Growth.of(n, s)) is not None]
     if options.json is not None:
@@ -364,6 +383,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=60.0, help="no new fault after that")
+    parser.add_argument("--without", nargs="+", default=[], metavar="FAULT", help="leave out")
     parser.add_argument("--json", type=Path, help="where every figure goes")
     return parser.parse_args()
 

@@ -43,9 +43,12 @@ from supervisor.service.events import EventBus
 from supervisor.service.idle_measuring import IdleMeasurer
 from supervisor.service.journal import Journal
 from supervisor.service.measuring import Measurer
+from supervisor.service.own_log import OwnLog
 from supervisor.service.pushing import Pusher
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
+from supervisor.service.reporting import Reporter
+from supervisor.service.tidying import Tidier
 from supervisor.service.tools import Identity, MainHost, Tools
 from supervisor.settings import Settings
 
@@ -121,6 +124,9 @@ async def _run(
         """The second one is in a hurry."""
         if stop.is_set():
             services.reconciler.hurry()
+        else:
+            how = f"running requests have {settings.drain_s:g} s; a second Ctrl-C does not wait"
+            log.info("supervisor.stopping", extra={"how": how})
         stop.set()
 
     for number in STOP_SIGNALS:
@@ -130,7 +136,8 @@ async def _run(
         services.measurer, services.registry, settings, lambda: _is_launching(services)
     )
     doubts = Doubts(services.registry, LinkProbe(parts.context))
-    works = (services.registry.watch_silence(), idle.run(), parts.journal.run(), doubts.run())
+    works = [services.registry.watch_silence(), idle.run(), parts.journal.run()]
+    works += [doubts.run(), Tidier(services.registry).run()]
     others = [asyncio.create_task(work) for work in works]
     if settings.local_agent:
         own = LocalAgent(
@@ -207,6 +214,9 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
     registry.engine_build = main_host.engine.build if main_host.engine else ""
     links = LinkProcesses(folder, main_host.boot_id)
     journal = Journal(store, bus)
+    registry.on_change = lambda name, change, reason: journal.note(
+        "device", name, change, text=reason
+    )
     links.prepare()
     tools = Tools(
         settings=settings,
@@ -229,13 +239,17 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         journal=journal,
     )
     reconciler = Reconciler(tools, bus)
+    own_log = OwnLog()
+    own_log.install()
+    key = load_or_make_key(folder)
+    reporter = Reporter(tools, reconciler.all, engines, own_log, secrets=[key])
     services = Services(
         settings=settings,
         registry=registry,
         reconciler=reconciler,
         measurer=Measurer(tools, bus),
         pusher=Pusher(tools, reconciler.planner),
-        launches=store,
+        launches=journal,
         bus=bus,
         main_host=main_host,
         engines=tuple(engines),
@@ -244,7 +258,9 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         fingerprint=authority.fingerprint,
         server_pin=authority.server_pin(),
         url=addresses.url,
-        key=load_or_make_key(folder),
+        key=key,
+        journal=journal,
+        reporter=reporter,
     )
     # A slow phone may think for minutes before its first byte: no read time-out towards the engine.
     http = httpx.AsyncClient(timeout=httpx.Timeout(None, connect=5.0), trust_env=False)

@@ -78,8 +78,8 @@ class Services:
     server_pin: str
     url: str
     key: str
-    journal: Journal | None = None
-    reporter: Reporter | None = None
+    journal: Journal
+    reporter: Reporter
 
     def join_command(self, code: JoinCode) -> str:
         """The line for a device that has nothing of ours yet.
@@ -127,7 +127,7 @@ def create_router(services: Services) -> APIRouter:
             url=services.url,
             time=timestamp(),
             engine=host.engine,
-            problem=services.journal.problem if services.journal else "",
+            problem=services.journal.problem,
             devices=registry.devices(),
             deployments=reconciler.all(),
         )

@@ -58,10 +58,8 @@ def create_app(services: rest.Services, http: httpx.AsyncClient, page_folder: Pa
     app.include_router(rest.create_router(services))
     app.include_router(create_measure_router(services.measurer))
     app.include_router(create_push_router(services.pusher))
-    if services.journal is not None:
-        app.include_router(create_events_router(services.journal, services.bus))
-    if services.reporter is not None:
-        app.include_router(create_report_router(services.reporter))
+    app.include_router(create_events_router(services.journal, services.bus))
+    app.include_router(create_report_router(services.reporter))
     app.include_router(openai.create_router(services.reconciler, http))
     app.mount("/assets", StaticFiles(directory=page_folder), name="assets")
 

@@ -110,6 +110,13 @@ def agent_line(worker: WorkerEvidence) -> str:
     return f"agent of {worker.name}: {detail}" if detail else ""
 
 
+def link_doing(worker: WorkerEvidence, evidence: Evidence) -> str:
+    """`` in phase decode (last command: GET_TENSOR)``, as far as it is known."""
+    phase = f" in phase {worker.link_phase}" if worker.link_phase else during(evidence)
+    last = f" (last command: {worker.last_command})" if worker.last_command else ""
+    return f"{phase}{last}"
+
+
 def link_line(worker: WorkerEvidence) -> str:
     """How its link does."""
     if not worker.link_state:

@@ -23,29 +23,32 @@ _NOBODY: Final = frozenset(
 )
 """User names that tell nothing of a person, and words of every log."""
 
-_SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL")
-_VARIABLE: Final = rf"(?<![A-Z0-9_])[A-Z0-9_]{{0,60}}(?:{_SECRET_NAME.pattern})[A-Z0-9_]{{0,60}}"
-_FIELD: Final = (
-    "(?i:(?<![a-z0-9])(?:(?:x-)?api[_-]?key|supervisor_key|password|passwd|passphrase|secret"
-    "|private[_-]key|(?:access|auth|hf|refresh)[_-]token))"
+_SECRET_WORDS: Final = re.compile("KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL")
+
+# How names end that have secrets: variables of the environment, and fields. "tokens" is a count.
+_VARIABLE: Final = rf"(?:{_SECRET_WORDS.pattern})[A-Z0-9_]{{0,60}}"
+_FIELD: Final = (  # begins with a set of letters, by which a search finds its places quickly
+    "[AaHhPpRrSs](?i:(?<=a)pi[_-]?key|(?<=p)assw(?:or)?d|(?<=p)assphrase|(?<=p)rivate[_-]key"
+    "|(?<=s)ecret|(?<=s)upervisor_key|(?:(?<=a)ccess|(?<=a)uth|(?<=h)f|(?<=r)efresh)[_-]token)"
 )
-_NAME: Final = f"(?:{_VARIABLE}|{_FIELD})"
 _OPTION: Final = r"(?<![\w-])--?(?:api-key|hf-token|hft|token|key|password|secret)"
 _QUOTED: Final = r"""(?:\\"(?:[^"\\\n]|\\[^"\n])*\\"|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
-_BARE: Final = r"""\\?["']?[^\s"'\\]+"""
 _CUT: Final = r"""\\?["'][^\s"'\\]+"""
+_BARE: Final = r"""\\?["']?[^\s"'\\]+"""
 _QUOTE: Final = re.compile(r"""\\?["']""")
 
 # Every repetition is bounded or cannot match what follows it, so none can take quadratic time.
 _NAMED_VALUES: Final = tuple(
-    re.compile(pattern)
-    for pattern in (
-        # JSON, or Python's way of writing it; a number is a count of tokens, no secret.
-        rf"(?P<before>(?:{_NAME}|(?<!\w)token)\\?[\"']\s?:\s?)(?P<value>{_QUOTED}|{_CUT})",
-        rf"(?P<before>{_OPTION}\\?[\"'],\s{{0,20}})(?P<value>{_QUOTED})",
-        # A shell, or a log.
-        rf"(?P<before>{_NAME}\s?[:=]\s?)(?P<value>{_QUOTED}+|{_BARE})",
-        rf"(?P<before>{_OPTION}(?:=|\s{{1,20}}))(?P<value>{_QUOTED}+|{_BARE})",
+    re.compile(
+        # JSON, or Python's way of writing it; else a shell, or a log.
+        rf"(?P<name>{name})(?:(?P<between>\\?[\"']{mark}\s{{0,20}})(?P<quoted>{_QUOTED}|{_CUT})"
+        rf"|(?P<separator>{separator})(?P<value>{_QUOTED}+|{_BARE}))"
+    )
+    for name, mark, separator in (
+        (_VARIABLE, r"\s?:", r"\s?[:=]\s?"),
+        (_FIELD, r"\s?:", r"\s?[:=]\s?"),
+        (r"(?<!\w)[Tt](?i:oken)", r"\s?:", r"(?!)"),
+        (_OPTION, r",", r"(?:=|\s{1,20})"),
     )
 )
 _SHAPES: Final = tuple(
@@ -91,7 +94,7 @@ class Private:
 def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
     """Values of variables whose name says that they are secret."""
     return tuple(
-        value for name, value in sorted(environment.items()) if _SECRET_NAME.search(name.upper())
+        value for name, value in sorted(environment.items()) if _SECRET_WORDS.search(name.upper())
     )
 
 
@@ -125,9 +128,10 @@ def _forms(secret: str) -> tuple[str, ...]:
 
 def _without_value(found: re.Match[str]) -> str:
     """The name stays, and the quotes, so that JSON remains JSON."""
-    opening = _QUOTE.match(found["value"])
-    mark = opening[0] if opening else ""
-    return f"{found['before']}{mark}{MASK}{mark}"
+    opening = _QUOTE.match(found["quoted"] or found["value"])
+    quote_ = opening[0] if opening else ""
+    between = found["between"] or found["separator"]
+    return f"{found['name']}{between}{quote_}{MASK}{quote_}"
 
 
 def _any_of(words: Iterable[str], begins: str = "", ends: str = "") -> re.Pattern[str] | None:

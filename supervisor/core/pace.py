@@ -23,6 +23,8 @@ _RECENT_S: Final = 10.0
 _NORMAL_SHARE: Final = 2 / 3
 """Of the normal speed; what is slower is not learned, or a slow minute would become normal."""
 _MOST_FACTOR: Final = 1000.0
+_RECENT_STEPS: Final = 5
+"""But at least so many, however slow they normally are."""
 _KNOWN_AFTER_S: Final = 30.0
 """Of busy time, before anything is called normal."""
 
@@ -114,33 +116,36 @@ def observe(
     count = len(busy(slots))
     known = pace.normal.get(count, Mean())
     if known.per >= _KNOWN_AFTER_S and known.amount > 0:
-        worth_s = steps / known.value
-        pace = replace(
-            pace,
-            share=pace.share.add(worth_s, elapsed_s, elapsed_s, _RECENT_S),
-            steps_per_s=pace.steps_per_s.add(steps, elapsed_s, elapsed_s, _RECENT_S),
-            normal_steps_per_s=known.value,
-        )
-    is_slow = pace.share.per > 0 and pace.share.value < 1 / SLOW_FACTOR
-    pace = replace(pace, slow_s=pace.slow_s + elapsed_s if is_slow else 0.0)
+        pace = _compared(pace, steps, known.value, elapsed_s)
     learns = pace.share.per == 0 or pace.share.value >= _NORMAL_SHARE
     if learns:
         learned = known.add(steps, elapsed_s, elapsed_s, _NORMAL_S)
         pace = replace(pace, normal={**pace.normal, count: learned})
+    link_paces = {
+        agent_id: _link_pace(
+            pace.link_paces.get(agent_id, LinkPace()),
+            (link.answered_s - before.links[agent_id].answered_s, steps),
+            (link.computed_s - before.links[agent_id].computed_s, steps),
+            elapsed_s,
+            learns=learns,
+        )
+        for agent_id, link in links.items()
+        if agent_id in before.links
+    }
+    return replace(pace, link_paces=link_paces)
+
+
+def _compared(pace: Pace, steps: float, normal_steps_per_s: float, elapsed_s: float) -> Pace:
+    memory_s = max(_RECENT_S, _RECENT_STEPS / normal_steps_per_s)
+    share = pace.share if pace.share.per else Mean(memory_s, memory_s)  # normal until shown
+    share = share.add(steps / normal_steps_per_s, elapsed_s, elapsed_s, memory_s)
+    is_slow = share.value < 1 / SLOW_FACTOR
     return replace(
         pace,
-        link_paces={
-            agent_id: _link_pace(
-                pace.link_paces.get(agent_id, LinkPace()),
-                before.links[agent_id],
-                link,
-                steps,
-                elapsed_s,
-                learns=learns,
-            )
-            for agent_id, link in links.items()
-            if agent_id in before.links
-        },
+        share=share,
+        steps_per_s=pace.steps_per_s.add(steps, elapsed_s, elapsed_s, memory_s),
+        normal_steps_per_s=normal_steps_per_s,
+        slow_s=pace.slow_s + elapsed_s if is_slow else 0.0,
     )
 
 
@@ -157,28 +162,26 @@ def _steps(before: tuple[SlotState, ...] | None, now: tuple[SlotState, ...] | No
 
 def _link_pace(
     pace: LinkPace,
-    before: LinkStats,
-    link: LinkStats,
-    steps: float,
+    waited: tuple[float, float],
+    computed: tuple[float, float],
     elapsed_s: float,
     *,
     learns: bool,
 ) -> LinkPace:
-    waited_s = link.answered_s - before.answered_s
-    computed_s = link.computed_s - before.computed_s
+    """With seconds and the steps that they were for."""
     recent = (elapsed_s, _RECENT_S)
     pace = replace(
         pace,
-        recently_waited=pace.recently_waited.add(waited_s, steps, *recent),
-        recently_computed=pace.recently_computed.add(computed_s, steps, *recent),
+        recently_waited=pace.recently_waited.add(*waited, *recent),
+        recently_computed=pace.recently_computed.add(*computed, *recent),
     )
     if not learns:
         return pace
     normal = (elapsed_s, _NORMAL_S)
     return replace(
         pace,
-        waited=pace.waited.add(waited_s, steps, *normal),
-        computed=pace.computed.add(computed_s, steps, *normal),
+        waited=pace.waited.add(*waited, *normal),
+        computed=pace.computed.add(*computed, *normal),
     )
 
 

@@ -97,7 +97,9 @@ class Actor:
         if not await attempt.resume(record):
             return False
         if not may_serve:
-            await attempt.close("ended with the supervisor", None, is_hurried=True)
+            self._hurry.set()
+            await attempt.close("ended with the supervisor", None, self._hurry)
+            self._hurry.clear()
             return False
         self._attempt = attempt
         changes: dict[str, Any] = {"launch_id": record.id, "port": record.port}
@@ -375,9 +377,9 @@ class Actor:
         await self._close(outcome, cause)
 
     async def _close(self, outcome: str, cause: Cause | None) -> None:
-        attempt, self._attempt = self._attempt, None
-        if attempt is not None:
-            await attempt.close(outcome, cause, is_hurried=self._hurry.is_set())
+        if self._attempt is not None:
+            await self._attempt.close(outcome, cause, self._hurry)
+            self._attempt = None
 
     # -- state -------------------------------------------------------------------------------
 

@@ -73,10 +73,11 @@ class Attempt:
         self._views = LinkViews(plan)
         self._reservation: ports.Reservation | None = None
         self._memory = MemoryWatch(plan, self._own_memory)
-        self._phase = "workers" if plan.shards else "connecting"
+        self._phase = "workers" if plan.shards else "connect"
         self._oom: OomWatch | None = None
         self._watch: Watch | None = None
         self._is_busy = False
+        self._closing: asyncio.Task[None] | None = None
 
     # -- from plan to READY ------------------------------------------------------------------
 
@@ -127,7 +128,9 @@ class Attempt:
             log.warning("launch.not_adopted", extra={"launch": record.id, "reason": str(exc)})
             is_whole = False
         if not is_whole:
-            await self.close("ended while the supervisor did not run", None, is_hurried=True)
+            hurry = asyncio.Event()
+            hurry.set()
+            await self.close("ended while the supervisor did not run", None, hurry)
             return False
         assert self._process is not None
         self._record = record.model_copy(update={"pid": self._process.pid})
@@ -163,7 +166,7 @@ class Attempt:
         assert self._workers is not None
         assert self._client is not None
         assert self._record is not None
-        self._phase = "serving"
+        self._phase = "ready"
         watch = self._watch = Watch(
             self._tools,
             self._record,
@@ -208,11 +211,18 @@ class Attempt:
 
     # -- the end -----------------------------------------------------------------------------
 
-    async def close(self, outcome: str, cause: Cause | None, *, is_hurried: bool = False) -> None:
+    async def close(self, outcome: str, cause: Cause | None, hurry: asyncio.Event) -> None:
         """End llama-server, then the links, then the workers; complete the record.
 
-        Leaves nothing running. ``is_hurried``: without any grace.
+        Leaves nothing running, even if the caller is cancelled meanwhile. Once ``hurry`` is set,
+        nothing is given any grace.
         """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(outcome, cause, hurry))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, outcome: str, cause: Cause | None, hurry: asyncio.Event) -> None:
+        is_hurried = hurry.is_set()
         if self._links is not None and not is_hurried:
             await self._links.fresh()
         links = self._look()
@@ -225,7 +235,7 @@ class Attempt:
             # their time would go on with them.
             has_no_more_time = cause is not None or self._is_busy
             grace_s = _LOST_GRACE_S if has_no_more_time else self._tools.settings.grace_s
-            await self._process.stop(grace_s=0.0 if is_hurried else grace_s)
+            await _stop(self._process, grace_s, hurry)
         if self._client is not None:
             await self._client.close()
         if self._reservation is not None:
@@ -233,7 +243,7 @@ class Attempt:
         if self._links is not None:
             await self._links.stop()
         if self._workers is not None:
-            await self._workers.stop(is_hurried=is_hurried)
+            await self._workers.stop(is_hurried=hurry.is_set())
         self._tools.registry.release(self._deployment.id)
         if self._record is not None:
             await self._save_noted(
@@ -273,6 +283,7 @@ class Attempt:
         if self._deployment.spec.transport == "direct":
             statuses = await workers.start(self._deployment.id)
             self._milestone("workers ready")
+            self._phase = "verify"
             self._report(phase="verify")
             verified = await workers.verify(statuses, engine)
         else:
@@ -281,6 +292,7 @@ class Attempt:
             self._links = await self._tools.links.start(job)
             statuses = await workers.start(self._deployment.id)
             self._milestone("workers ready")
+            self._phase = "verify"
             self._report(phase="verify")
             made = await self._links.ready(len(job.workers), self._tools.settings.worker_ready_s)
             verified = workers.linked(statuses, made, engine)
@@ -348,7 +360,7 @@ class Attempt:
         self._client = self._tools.connect_engine(port)
         self._oom = OomWatch(self._process.pid)
         self._record = self._record.model_copy(update={"pid": self._process.pid})
-        self._phase = "loading"
+        self._phase = "connect"
         self._report(phase="connect", port=port)
 
     def _model_files(self) -> dict[str, str]:
@@ -381,6 +393,7 @@ class Attempt:
         return self._views.look(self._links.stats()) if self._links is not None else ()
 
     def _reached(self, phase: str) -> None:
+        self._phase = phase
         if phase == "load":
             self._milestone("connected")
             self._report(phase="load")
@@ -388,7 +401,7 @@ class Attempt:
     async def _first_token(self) -> None:
         assert self._process is not None
         assert self._client is not None
-        self._phase = "the first completion"
+        self._phase = "first token"
         self._report(phase="first token")
         asking = asyncio.create_task(
             self._client.first_completion(self._tools.settings.first_token_s)
@@ -448,3 +461,14 @@ class Attempt:
             Milestone(name=name, at_s=round(at_s, 3), took_s=round(max(at_s - before_s, 0.0), 3))
         )
         self._report(timeline=tuple(self._timeline))
+
+
+async def _stop(process: Running, grace_s: float, hurry: asyncio.Event) -> None:
+    """End llama-server within its grace, or at once as soon as somebody is in a hurry."""
+    stopping = asyncio.create_task(process.stop(grace_s=grace_s))
+    hurried = asyncio.create_task(hurry.wait())
+    await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        await process.stop(grace_s=0.0)
+    hurried.cancel()
+    await asyncio.gather(stopping, hurried, return_exceptions=True)

@@ -13,7 +13,12 @@ from agents.logfile import tail
 from agents.process import Running, state_letter
 from supervisor.core.entities import AgentId, Device, LaunchRecord
 from supervisor.core.evidence import Evidence, WorkerEvidence
-from supervisor.errors import AgentRefused, AgentUnreachable, DeviceUnknown
+from supervisor.errors import (
+    AgentRefused,
+    AgentUnreachable,
+    DeviceUnknown,
+    LinkProcessEnded,
+)
 from supervisor.link.job import LOST, LinkStats
 from supervisor.ports import Links
 from supervisor.service.tools import Tools
@@ -46,6 +51,7 @@ async def examine(
     links = launched.links
     if links is not None:
         await _last_words(links)
+        found = found or _end_of_links(links)
     stats = links.stats() if links is not None else {}
     workers = await _workers(tools, launched, stats)
     if found is None and not any(_is_telling(worker) for worker in workers):
@@ -67,6 +73,17 @@ async def examine(
         workers=workers,
         was_ready=was_ready,
     )
+
+
+def _end_of_links(links: Links) -> ProjectError | None:
+    """llama-server dies with the process that holds its links, and may be seen to do so first."""
+    try:
+        links.raise_if_lost()
+    except LinkProcessEnded as exc:
+        return exc
+    except ProjectError:
+        pass  # a link; its worker's evidence tells more
+    return None
 
 
 async def _last_words(links: Links) -> None:

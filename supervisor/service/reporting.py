@@ -292,7 +292,7 @@ def _packed(folder: str, files: Sequence[_File], private: Private, at_s: int) ->
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for file in files:
-            data = mask(file.text, private).encode(errors="replace")
+            data = mask(file.text, private).encode(errors="replace") if left_bytes else b""
             data = data[max(len(data) - left_bytes, 0) :]
             left_bytes -= len(data)
             member = tarfile.TarInfo(f"{folder}/{mask(file.path, private)}")

@@ -124,6 +124,7 @@ async def is_well(world: World, watcher: Watcher) -> None:
     await world.has_every_record(watcher.launch_ids())
     await world.leaves_nothing()
     await world.has_every_record(watcher.launch_ids())
+    await world.tells_all(watcher.launch_ids("ready"))
 
 
 async def answered(world: World) -> str:
@@ -192,9 +193,11 @@ async def flapping(world: World) -> Outcome:
 
 
 async def is_aside(world: World) -> bool:
-    """Whether the device is named as set aside for its losses."""
+    """Whether the device is said to be set aside for its losses."""
     device = await world.cluster.device(VICTIM)
-    return device is not None and "set aside" in f"{device['state']} {device['reason']}"
+    told = [event["code"] for event in await world.history() if event["subject"] == VICTIM]
+    is_shown = device is not None and "set aside" in f"{device['state']} {device['reason']}"
+    return is_shown or "device_set_aside" in told
 
 
 # -- another model in the same file ----------------------------------------------------------------

@@ -91,9 +91,10 @@ class Watcher:
     def states_since(self, after_s: float) -> set[str]:
         return {each.state for each in self.seen if each.at_s >= after_s}
 
-    def launch_ids(self) -> set[int]:
-        """Of every launch that was ever shown."""
-        return {each.launch_id for each in self.seen if each.launch_id is not None}
+    def launch_ids(self, state: str = "") -> set[int]:
+        """Of every launch that was ever shown, or shown in that state."""
+        shown = (each for each in self.seen if state in ("", each.state))
+        return {each.launch_id for each in shown if each.launch_id is not None}
 
 
 @asynccontextmanager

@@ -191,6 +191,13 @@ class World:
         found: dict[str, Any] = answer.json()
         return found
 
+    async def history(self) -> list[dict[str, Any]]:
+        """Everything that happened, the oldest first."""
+        answer = await self.http.get("/api/history", params={"after": 0, "limit": 1000})
+        assert answer.status_code == 200, answer.text
+        found: list[dict[str, Any]] = answer.json()
+        return found
+
     async def is_ready(self, *, within_s: float) -> dict[str, Any]:
         """The deployment once it is ready; one that failed for good is not waited for."""
 
@@ -300,6 +307,21 @@ class World:
             await eventually(is_kept, within_s=5, what="every launch is on record")
         except AssertionError as exc:
             raise AssertionError(f"{exc}: {'; '.join(wrong)}") from exc
+
+    async def tells_all(self, ready: set[int]) -> None:
+        """Every launch that was ready is told of as that, and so is the stop."""
+        last: list[str] = []
+
+        async def is_told() -> bool:
+            told = [e for e in await self.history() if e["subject"] == DEPLOYMENT]
+            last[:] = [f"{each['launch_id']}: {each['change']}" for each in told]
+            began = {e["launch_id"] for e in told if e["change"].endswith("-> ready")}
+            return ready <= began and told[-1]["change"].endswith("-> stopped")
+
+        try:
+            await eventually(is_told, within_s=5, what="the history is whole")
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}: {last}; ready were {sorted(ready)}") from exc
 
     async def leaves_nothing(self) -> None:
         """After a stop nothing runs but the supervisor, its agents and a spare link process."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -187,10 +188,10 @@ async def generating(world: World, prompt: str = PROMPT, tokens: int = 480) -> A
 
 def check(reason: str, phases: str, *commands: str) -> None:
     """It names worker, phase and last command."""
-    start, phase = reason.partition(": ")[0].split(" in phase ")
-    assert start == "the link to far was lost", reason
+    found = re.search(r"the link to far was .* in phase (\w+).*\(last command: (\w+)\)", reason)
+    assert found, reason
+    phase, last = found.groups()
     assert phase in phases.split(), reason
-    last = reason.rpartition("(last command: ")[2].removesuffix(")")
     assert last in commands, reason
 
 
@@ -234,7 +235,7 @@ async def test_a_link_that_goes_silent_during_prefill(cluster: Cluster, slow_mod
                 reason = await found.lost(pid, since_s, QUICK_S + LATE_S)
         finally:
             os.kill(rpc_server, signal.SIGCONT)
-        check(reason, "prefill", "GET_TENSOR")
+        assert "far is stopped" in reason, "the agent still answers, and knows better"
         await found.works_again(slow_model, before)
 
 

@@ -9,8 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from cluster import Cluster, engine_pids, eventually, link_pids
+
+from agents import ports
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 
@@ -148,6 +151,40 @@ async def test_the_same_folder_has_one_supervisor(cluster: Cluster) -> None:
     )  # fmt: skip
     assert second.returncode == 1
     assert "another supervisor" in second.stderr
+
+
+async def test_the_main_hosts_own_agent_outlives_a_killed_supervisor(tmp_path: Path) -> None:
+    """Its rpc-server may serve a launch; the next supervisor finds it, and ends it with itself."""
+    cluster = Cluster(tmp_path)
+    data = tmp_path / "supervisor"
+    reserved = ports.reserve("127.0.0.1", from_top=True)
+    up = ["supervisor", "up", "--data", str(data), "--port", "0"]
+    up += ["--join-host", "127.0.0.1", "--join-port", str(reserved.port)]
+
+    async def is_heard() -> bool:
+        try:
+            url = json.loads((data / "run.json").read_text())["url"]
+            devices = (await cluster.http.get(f"{url}/api/devices")).json()
+        except (OSError, ValueError, httpx.HTTPError):
+            return False
+        return any(device["state"] == "ready" for device in devices)
+
+    try:
+        first = cluster.run("supervisor", *up)
+        await eventually(is_heard, within_s=30, what="the local device is ready")
+        agents = _agent_pids(data)
+        assert len(agents) == 1
+        await asyncio.to_thread(first.stop, signal.SIGKILL)
+        (data / "run.json").unlink()
+        assert _agent_pids(data) == agents
+        second = cluster.run("supervisor", *up)
+        await eventually(is_heard, within_s=30, what="it is heard again")
+        assert _agent_pids(data) == agents, "neither ended nor doubled"
+        assert await asyncio.to_thread(second.stop) == 0
+        assert not _agent_pids(data)
+    finally:
+        await cluster.close()
+        reserved.release()
 
 
 async def test_the_main_hosts_own_agent_is_started_and_restarted(tmp_path: Path) -> None:

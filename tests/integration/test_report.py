@@ -62,7 +62,6 @@ async def test_a_report_has_everything_of_a_launch_and_no_secret(
     record = (await cluster.http.get("/api/launches/1")).json()
     assert PASSWORD in json.dumps(record), "or nothing is shown"
 
-    # A refused request gets into the log of the supervisor, with what it said.
     answer = await cluster.http.get("/api/report")
     assert answer.status_code == 200
     assert 'filename="report-1.tar.gz"' in answer.headers["content-disposition"]

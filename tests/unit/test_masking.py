@@ -87,7 +87,8 @@ print_info: EOS token        = 2 '</s>'
 n_tokens = 512, n_past = 3; prompt eval time = 5.1 ms / 3 tokens (1.7 ms per token)
 load_tensors: layer 3 assigned to device RPC0[10.0.0.2:8110], is_swa = 0
 12:00:01.123 INFO    desk/supervisor/launch-3 deployment.state_changed from=starting to=ready
-"tokens_per_second": 12.5, "ctx_tokens": 4096, "max_tokens": null, "key": "value"
+"tokens_per_second": 12.5, "ctx_tokens": 4096, "max_tokens": null
+"key": "value", "eos_token": "</s>"
 CUDA error: out of memory at /build/ggml/src/ggml-cuda.cu:88
 http://127.0.0.1:8100/api/launches/3/report 10.0.0.2:8110/x
 the join token is used; print a new join code with 'supervisor invite'

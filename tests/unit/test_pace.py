@@ -94,6 +94,18 @@ def test_what_was_always_slow_is_normal() -> None:
     assert Decoding().run(ONE, 600, 1) is None
 
 
+def test_a_token_every_minute_is_not_slow_in_between() -> None:
+    run = Decoding()
+    slots: tuple[SlotState, ...] = ONE
+    found = set()
+    for second in range(3600):
+        more = int(second % 60 == 0)
+        slots = tuple(replace(slot, decoded_tokens=slot.decoded_tokens + more) for slot in slots)
+        run.pace = pace.observe(run.pace, slots, run.links, 1.0)
+        found.add(pace.verdict(run.pace))
+    assert found == {None}
+
+
 def test_decode_that_stands_for_a_prompt_is_not_slow() -> None:
     run = Decoding()
     run.run(ONE, 120, 20)

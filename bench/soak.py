@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from chaos.faults import Fault, out_of_memory
 from chaos.forbidden import NotPermitted, memory_limit
 from chaos.matrix import FAULTS, MORE_FAULTS
-from chaos.rows import answered
+from chaos.rules import answered, has_every_record, has_no_orphans, leaves_nothing
 from chaos.watching import Watcher, load, watching
 from chaos.world import DEPLOYMENT, DEVICES, Live, Setup, World, world
 from cluster import RUN_MARK, engine_pids, link_pids
@@ -223,8 +223,8 @@ class Soak:
         world.thaw()
         answer = await answered(world)
         assert answer == world.reference, f"it says {answer!r}"
-        await world.has_no_orphans()
-        await world.has_every_record(self._watcher.launch_ids())
+        await has_no_orphans(world)
+        await has_every_record(world, self._watcher)
 
     async def _strike_again(self, turn: Turn, faults: Sequence[Fault]) -> Fault:
         """A second fault, whatever there is of its victim just now."""
@@ -283,7 +283,7 @@ class Soak:
                 await link.heal()
             await world.stop()
             await world.launch()
-            await world.has_no_orphans()
+            await has_no_orphans(world)
         except (AssertionError, httpx.HTTPError) as exc:
             turn.broken.append(f"it cannot be launched anew: {type(exc).__name__}: {exc}")
             return False
@@ -362,7 +362,7 @@ async def measured(options: argparse.Namespace) -> int:
         watcher = await stack.enter_async_context(watching(made))
         soak = Soak(made, watcher, options)
         await soak.run([each for each in faults if each.name not in options.without])
-        await made.leaves_nothing()
+        await leaves_nothing(made)
     growths = [g for n, s in soak.samples.items() if (g := Growth.of(n, s)) is not None]
     if options.json is not None:
         figures = {

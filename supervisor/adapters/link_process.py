@@ -228,7 +228,7 @@ class LinkProcesses:
         try:
             await found.connect()
             await found.heard()
-        except LinkLost as exc:
+        except ProjectError as exc:
             log.warning("link.not_adopted", extra={"pid": pid, "reason": str(exc)})
             await found.stop()
             return None

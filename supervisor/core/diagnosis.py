@@ -146,8 +146,8 @@ def _link_lost(evidence: Evidence) -> Cause | None:
     if silent := words.silent_for(worker):
         black_hole = cause(
             errors.LinkBlackHole,
-            f"the link to {worker.name} was {silent}{words.link_doing(worker, evidence)}, though its agent "
-            "answers: one connection is dropped without a word, the other is not",
+            f"the link to {worker.name} was {silent}{words.link_doing(worker, evidence)}, though "
+            "its agent answers: one connection is dropped without a word, the other is not",
             [words.link_line(worker), *words.facts(worker)],
             worker,
         )

@@ -42,7 +42,6 @@ _PAUSE_FACTOR: Final = 4.0
 _LEAST_GAP_S: Final = 1.0
 _ENGINE_CPU_SHARE: Final = 0.05
 """Of one processor. Our questions cost llama-server a thousandth."""
-_CLOCK_TICKS_S: Final = 0.02
 _ASK_AFTER_S: Final = 1.0
 """An answer that is missing for so long makes its worker's own word worth asking for."""
 
@@ -214,7 +213,7 @@ def _may_compute(worker: Worker) -> bool:
 def _engine_computes(before: Liveness, state: Liveness, gap_s: float) -> bool:
     if before.engine_cpu_s is None or state.engine_cpu_s is None or awaited(state):
         return False
-    least_s = max(_CLOCK_TICKS_S, _ENGINE_CPU_SHARE * gap_s)
+    least_s = _ENGINE_CPU_SHARE * max(gap_s, _LEAST_GAP_S)
     return state.engine_cpu_s - before.engine_cpu_s >= least_s
 
 

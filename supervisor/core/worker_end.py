@@ -74,11 +74,13 @@ def unreachable(worker: WorkerEvidence, evidence: Evidence) -> Cause:
         hint = "; its battery was nearly empty: charge it"
     elif words.is_hot(worker):
         hint = "; its battery was hot: let it cool"
-    is_lost = worker.link_state == "lost"
+    link = ""
+    if worker.link_state == "lost":
+        link = f", and the link to {worker.name} was lost{words.link_doing(worker, evidence)}"
     found = cause(
         errors.WorkerUnreachable,
         f"{worker.name} does not answer{words.during(evidence)}; it was last heard of "
-        f"{worker.silent_s:.1f} s ago{', and its link is lost' if is_lost else ''}",
+        f"{worker.silent_s:.1f} s ago{link}",
         [
             words.link_line(worker),
             *words.facts(worker),

@@ -65,13 +65,12 @@ def begin(look: WorkerLook, now_s: float) -> Worker:
 
 
 def observe(worker: Worker, look: WorkerLook, now_s: float) -> Worker:
-    """One more look. What its agent said before says nothing new."""
-    before, worker = worker.look, replace(worker, look=look)
-    if look.asked_at_s > before.asked_at_s:
-        stopped_at_s = stopped_since(worker.stopped_at_s, _letter(look), look.asked_at_s)
-        worker = replace(worker, stopped_at_s=stopped_at_s)
-        if _cpu_s(look) != _cpu_s(before):
-            worker = replace(worker, computed_at_s=look.asked_at_s)
+    """One more look, at which its agent may have said nothing new."""
+    before = worker.look
+    stopped_at_s = stopped_since(worker.stopped_at_s, _letter(look), look.asked_at_s)
+    worker = replace(worker, look=look, stopped_at_s=stopped_at_s)
+    if _cpu_s(look) != _cpu_s(before):
+        worker = replace(worker, computed_at_s=look.asked_at_s)
     if look.link is not None and before.link is not None:
         worker = _on_link(worker, before.link, look.link, now_s)
     return worker

@@ -188,7 +188,7 @@ class Actor:
         self._is_repair |= self._ready_at_s is not None
         if self.deployment.state is State.READY:
             # Said before anything is asked or cleaned up, which may take seconds.
-            await self._enter(Event.READINESS_LOST, str(error))
+            await self._enter(Event.READINESS_LOST, str(error) or "llama-server ended")
         cause = await self._cause(error)
         self._change(cause=cause, reason=cause.text, error_code=cause.code)
         if is_chosen:

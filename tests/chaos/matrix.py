@@ -120,6 +120,7 @@ ROWS = (
         "supervisor: SIGKILL, started again 1 s later",
         lasting.supervisor_killed,
         serve_s=lasting.ADOPTION_S,
+        serve_goal_s=lasting.ADOPTION_GOAL_S,
         is_fast=True,
     ),
     Row(
@@ -133,6 +134,7 @@ ROWS = (
         lasting.supervisor_frozen,
         setup=Setup(settings=SHORT_BELIEF),
         serve_s=lasting.ADOPTION_S,
+        serve_goal_s=lasting.ADOPTION_GOAL_S,
     ),
     Row(
         "two-supervisors",

@@ -10,17 +10,18 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import httpx
-from cluster import eventually
 
 from chaos import faults
 from chaos.faults import DEAD_S, Fault, Strike, Undo
 from chaos.forbidden import memory_limit
+from chaos.rules import is_well
 from chaos.watching import Seen, Watcher, load, watching
 from chaos.world import Live, NotServed, Setup, World
 from supervisor.demo_model import write_demo_model
 
 VICTIM = "two"
 FEW_TOKENS = 4
+HOLE_S = 0.5
 SERVING_S = 30.0
 """Within which a test wants a row to serve again; ``docs/faults.md`` has what was measured."""
 
@@ -52,6 +53,8 @@ class Row:
     setup: Setup = field(default_factory=Setup)
     detect_s: float = DEAD_S
     serve_s: float = SERVING_S
+    serve_goal_s: float | None = None
+    """``None``: a plain load and LOAD_GOAL_S, after it was detected."""
     is_fast: bool = False
 
     def judge(self, outcome: Outcome) -> list[str]:
@@ -116,28 +119,6 @@ async def cause_of(world: World, launch_id: int) -> str:
     return str((record.get("cause") or {}).get("code") or record["error_code"])
 
 
-async def is_well(world: World, watcher: Watcher) -> None:
-    """The rules for the end of every row: words, processes, records; and then a stop."""
-    answer = await answered(world)
-    assert answer == world.reference, f"{answer!r} is not {world.reference!r}"
-    await world.has_no_orphans()
-    await world.has_every_record(watcher.launch_ids())
-    await world.leaves_nothing()
-    await world.has_every_record(watcher.launch_ids())
-    await world.tells_all(watcher.launch_ids("ready"))
-
-
-async def answered(world: World) -> str:
-    """The answer to the one prompt; a device that returned may have it moved to a new launch."""
-
-    async def said() -> str:
-        with contextlib.suppress(NotServed, httpx.TransportError):
-            return await world.complete()
-        return ""
-
-    return str(await eventually(said, within_s=SERVING_S, what="a request is answered"))
-
-
 def struck(fault: Fault, *, is_fast: bool = False) -> Row:
     """The row of a fault."""
 
@@ -164,32 +145,42 @@ async def out_of_memory(world: World) -> Outcome:
 
 async def flapping(world: World) -> Outcome:
     """The link breaks whenever it is used again, until the device is set aside."""
-    link, first = world.links[VICTIM], await world.live()
-    began_s, lost_s, code = time.monotonic(), 0.0, ""
+    first = await world.live()
+    began_s, lost_s = time.monotonic(), 0.0
     async with watching(world) as watcher:
         while not await is_aside(world):
             assert time.monotonic() - began_s < 2 * PATIENCE_S, "it is never set aside"
-            with contextlib.suppress(AssertionError, httpx.HTTPError, KeyError):
-                live = await world.live()
-                if VICTIM in live.worker_pids:
-                    cut_s = time.monotonic()
-                    await link.cut()
-                    await link.black_hole()
-                    await asyncio.sleep(0.5)
-                    await link.heal()
-                    lost = await watcher.first(
-                        lambda seen: seen.state != "ready",
-                        after_s=cut_s,
-                        within_s=DEAD_S,
-                        what="the cut is noticed",
-                    )
-                    lost_s = max(lost_s, lost.at_s - cut_s)
+            if await is_in_use(world):
+                lost_s = max(lost_s, await broken_once(world, watcher))
             await asyncio.sleep(0.05)
         await serves_again(world, watcher, first.launch_id, began_s)
         code = await cause_of(world, first.launch_id)
-        assert VICTIM not in (await world.live()).worker_pids
+        assert not await is_in_use(world)
         await is_well(world, watcher)
     return Outcome(world.plain_load_s, code, lost_s)
+
+
+async def is_in_use(world: World) -> bool:
+    """Whether the device is part of a launch that is ready."""
+    with contextlib.suppress(AssertionError, httpx.HTTPError, KeyError):
+        return VICTIM in (await world.live()).worker_pids
+    return False
+
+
+async def broken_once(world: World, watcher: Watcher) -> float:
+    """Cut the link, and let nothing pass for a moment; returns the time until it was noticed."""
+    link, cut_s = world.links[VICTIM], time.monotonic()
+    await link.cut()
+    await link.black_hole()
+    await asyncio.sleep(HOLE_S)
+    await link.heal()
+    lost = await watcher.first(
+        lambda seen: seen.state != "ready",
+        after_s=cut_s,
+        within_s=DEAD_S,
+        what="the cut is noticed",
+    )
+    return lost.at_s - cut_s
 
 
 async def is_aside(world: World) -> bool:

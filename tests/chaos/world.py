@@ -29,7 +29,6 @@ CTX_TOKENS = 4096
 SPLIT_LAYERS = 3
 """Of each device; the models have eight layers and the output."""
 
-MODEL = {"layers": 8, "embedding": 512, "feed_forward": 1024, "heads": 8, "kv_heads": 4}
 QUIET_PORTS = range(20000, 32000)
 """Below those that the kernel gives to outgoing connections, so they can be listened on again."""
 
@@ -37,7 +36,6 @@ AGENT_PAUSE_S = 1.0
 """Until a dead agent is started again, as systemd and Termux do."""
 
 POLL_S = 0.02
-START_S = 30.0
 SETTLE_S = 30.0
 REQUEST_S = 60.0
 PROMPT = "The river is wide and"
@@ -259,78 +257,6 @@ class World:
         """As the kernel would."""
         self.supervisor.process.kill()
         await asyncio.to_thread(self.supervisor.process.wait)
-
-    async def end_supervisor(self) -> None:
-        """As its user would."""
-        assert await asyncio.to_thread(self.supervisor.stop) == 0, self.supervisor.said()
-
-    # -- the rules that hold after every row -----------------------------------------------------
-
-    async def has_no_orphans(self) -> Live:
-        """Exactly the processes of the live launch run, and at most one spare link process."""
-        last: list[str] = []
-
-        async def matches() -> Live | None:
-            last.clear()
-            try:
-                live = await self.live()
-            except (AssertionError, httpx.HTTPError, KeyError) as exc:
-                last.append(f"{type(exc).__name__}: {exc}")
-                return None
-            engines, links = set(engine_pids()), set(link_pids())
-            last.append(f"{live}; engines {sorted(engines)}; links {sorted(links)}")
-            is_exact = engines == live.engines and live.link_pid in links and len(links) <= 2
-            return live if is_exact else None
-
-        try:
-            found: Live = await eventually(matches, within_s=SETTLE_S, what="only what serves runs")
-        except AssertionError as exc:
-            raise AssertionError(f"{exc}: {' '.join(last)}") from exc
-        return found
-
-    async def has_every_record(self, begun: set[int]) -> None:
-        """No launch that was ever shown is missing, and each has an end but the live one."""
-        wrong: list[str] = []
-
-        async def is_kept() -> bool:
-            wrong.clear()
-            records, found = await self.launches(), await self.deployment()
-            ended = {number for number, each in records.items() if each["ended_at"]}
-            live = set() if found["state"] == "stopped" else {found["launch_id"]}
-            if missing := begun - set(records):
-                wrong.append(f"launches without a record: {sorted(missing)}")
-            if unended := set(records) - ended - live:
-                wrong.append(f"launches without an end: {sorted(unended)}")
-            return not wrong
-
-        try:
-            await eventually(is_kept, within_s=5, what="every launch is on record")
-        except AssertionError as exc:
-            raise AssertionError(f"{exc}: {'; '.join(wrong)}") from exc
-
-    async def tells_all(self, ready: set[int]) -> None:
-        """Every launch that was ready is told of as that, and so is the stop."""
-        last: list[str] = []
-
-        async def is_told() -> bool:
-            told = [e for e in await self.history() if e["subject"] == DEPLOYMENT]
-            last[:] = [f"{each['launch_id']}: {each['change']}" for each in told]
-            began = {e["launch_id"] for e in told if e["change"].endswith("-> ready")}
-            return ready <= began and told[-1]["change"].endswith("-> stopped")
-
-        try:
-            await eventually(is_told, within_s=5, what="the history is whole")
-        except AssertionError as exc:
-            raise AssertionError(f"{exc}: {last}; ready were {sorted(ready)}") from exc
-
-    async def leaves_nothing(self) -> None:
-        """After a stop nothing runs but the supervisor, its agents and a spare link process."""
-        await self.stop()
-
-        async def is_still() -> bool:
-            return not engine_pids() and len(link_pids()) <= 1
-
-        await eventually(is_still, within_s=10, what="nothing of the launch runs")
 
     async def close(self) -> None:
         self.thaw()

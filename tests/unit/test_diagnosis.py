@@ -636,7 +636,7 @@ CASES: dict[str, Case] = {
         "link_black_hole",
         RETRY,
         "phone",
-        "the link to phone was silent for 6.1 s during loading, though its agent answers",
+        "silent for 6.1 s during loading (last command: GRAPH_COMPUTE), though its agent answers",
     ),
     "unreachable": (
         seen(
@@ -651,7 +651,7 @@ CASES: dict[str, Case] = {
         "worker_unreachable",
         RETRY,
         "phone",
-        "phone does not answer during serving; it was last heard of 8.2 s ago, and its link",
+        "last heard of 8.2 s ago, and the link to phone was lost during serving",
     ),
     "unreachable, without links": (
         seen(

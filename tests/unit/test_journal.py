@@ -93,8 +93,10 @@ class World:
         self.store._db.execute(f"PRAGMA max_page_count = {NO_LIMIT}")
 
     async def works(self) -> None:
+        """Wait until all is on disk, the news that it can be written again among it."""
+        journal = self.journal
         async with asyncio.timeout(10):
-            while self.journal.is_failing:
+            while journal.is_failing or journal.stored_id < journal.newest_id:
                 await asyncio.sleep(0.005)
 
     @asynccontextmanager

@@ -15,6 +15,7 @@ from cluster import eventually, link_pids
 
 from agents.errors import FolderNotWritable, LinkLost
 from supervisor.adapters.link_process import LinkProcesses
+from supervisor.errors import LinkProcessEnded
 from supervisor.link.job import LinkJob
 
 JOB = LinkJob(
@@ -188,13 +189,13 @@ async def test_what_a_killed_supervisor_left_is_ended_by_the_next(
     processes: LinkProcesses, tmp_path: Path
 ) -> None:
     left = await processes.start(JOB)
-    LinkProcesses(tmp_path / "data")
+    LinkProcesses(tmp_path / "data").sweep()
 
     async def is_gone() -> bool:
         return left.pid not in link_pids()
 
     await eventually(is_gone, within_s=5, what="the orphan's end")
-    with pytest.raises(LinkLost, match="link process"):
+    with pytest.raises(LinkProcessEnded, match="link process"):
         await left.ready(1, 5)
     await processes.close()
     await left.stop()

@@ -205,6 +205,18 @@ def test_a_silent_link_may_hold_the_answer_back() -> None:
     assert scene.watch(8, beats=False)[0] == Alive()
 
 
+def test_what_was_answered_has_arrived() -> None:
+    scene = Scene(ANSWERING)
+    scene.look()
+    scene.travels(PHONE, 20 << 20)
+    scene.answers(PHONE)
+    scene.look()
+    scene.owes(PHONE)
+    verdict, took_s = scene.watch(60)
+    assert isinstance(verdict, FrozenWorker)
+    assert took_s == 3
+
+
 def test_what_was_sent_last_may_still_travel() -> None:
     """Five MiB fit into the buffers of an operating system, and travel ten seconds on bad Wi-Fi."""
     scene = owing(PHONE, READING)
@@ -226,6 +238,12 @@ def test_a_gpu_worker_computes_without_processor_time() -> None:
 
 def test_an_idle_deployment_never_hangs() -> None:
     assert Scene(IDLE).watch(3600) == (Alive(), 3600)
+
+
+def test_what_a_link_waits_for_is_nothing_while_llama_server_says_idle() -> None:
+    scene = Scene(IDLE)
+    scene.owes(PHONE)
+    assert scene.watch(600) == (Alive(), 600)
 
 
 def test_a_long_prompt_on_a_slow_phone_is_alive_for_ten_minutes() -> None:
@@ -263,7 +281,7 @@ def test_without_links_any_processor_time_may_be_for_it() -> None:
     assert took_s == 26
 
 
-@pytest.mark.parametrize(("cpu_s_per_look", "is_life"), [(0.9, True), (0.01, False)])
+@pytest.mark.parametrize(("cpu_s_per_look", "is_life"), [(0.9, True), (0.03, False)])
 def test_llama_server_itself_may_compute_unless_that_is_our_questions(
     cpu_s_per_look: float, is_life: bool
 ) -> None:
@@ -273,6 +291,17 @@ def test_llama_server_itself_may_compute_unless_that_is_our_questions(
         scene.engine_cpu_s += cpu_s_per_look
 
     assert (scene.watch(100, compute)[0] == Alive()) is is_life
+
+
+def test_llama_server_that_spins_for_an_answer_is_not_at_work() -> None:
+    scene = owing(GPU)
+
+    def spin() -> None:
+        scene.engine_cpu_s += 0.9
+
+    verdict, took_s = scene.watch(60, spin)
+    assert isinstance(verdict, Hung)
+    assert took_s == 20
 
 
 def test_a_link_that_trickles_is_alive() -> None:
@@ -352,13 +381,22 @@ def test_a_plan_predicts_a_step() -> None:
 
 def test_a_pause_of_our_own_restarts_every_clock() -> None:
     scene = owing(GPU)
-    assert scene.watch(19) == (Alive(), 19)
+    assert scene.watch(18) == (Alive(), 18)
     scene.engine_state = "T"
+    scene.is_in_state(PHONE, "T")
+    scene.look()
     assert scene.look(gap_s=100) == Alive()
     scene.engine_state = "S"
+    scene.is_in_state(PHONE, "S")
     verdict, took_s = scene.watch(60)
     assert isinstance(verdict, Hung)
     assert took_s == 20
+
+
+def test_a_pause_of_our_own_is_not_slowness() -> None:
+    scene = Scene(ANSWERING)
+    assert scene.watch(120, scene.generates) == (Alive(), 120)
+    assert scene.look(gap_s=100) == Alive()
 
 
 def test_looks_that_are_always_slow_are_no_pauses() -> None:
@@ -386,6 +424,16 @@ def test_slots_that_do_not_answer_while_nothing_moves_are_hung(phase: str, limit
     verdict, took_s = scene.watch(600)
     assert verdict == Hung(None, limit_s, QUICK.token_s if limit_s == 20 else 40.96, GPU)
     assert took_s == limit_s
+
+
+def test_without_links_silence_of_the_slots_is_all_there_is() -> None:
+    scene = Scene(IDLE)
+    scene.is_linked = False
+    scene.look()
+    scene.slots = None
+    verdict, took_s = scene.watch(600)
+    assert verdict == Hung(None, 205.0, 40.96, AgentId(""))
+    assert took_s == 205
 
 
 def test_an_engine_that_never_shows_slots_is_not_busy_for_that() -> None:

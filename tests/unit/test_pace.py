@@ -108,7 +108,7 @@ def test_a_token_every_minute_is_not_slow_in_between() -> None:
 
 def test_decode_that_stands_for_a_prompt_is_not_slow() -> None:
     run = Decoding()
-    run.run(ONE, 120, 20)
+    run.run(TWO, 120, 20)
     reading = (*ONE, SlotState(1, 2, True, 0, 2048, 0))
     for _ in range(120):
         run.pace = pace.observe(run.pace, reading, run.links, 1.0)

@@ -153,7 +153,7 @@ def _slot(shown: Mapping[str, Any]) -> SlotState:
     """Counts only: its ``params`` and, if somebody debugs llama-server, the prompt stay behind.
 
     ``next_token`` is an object or a list of one, by build; ``n_prompt_tokens`` are those in the
-    cache, which grow with the answer, and are missing until late 2025.
+    cache, which grow with the answer, and are missing in older builds.
     """
     following = shown.get("next_token") or {}
     if isinstance(following, list):

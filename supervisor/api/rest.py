@@ -222,7 +222,10 @@ def create_router(services: Services) -> APIRouter:
 
     @router.get("/launches/{launch_id}")
     async def launch_record(launch_id: int) -> LaunchRecord:
-        return await asyncio.to_thread(services.launches.launch, LaunchId(launch_id))
+        record = await asyncio.to_thread(services.launches.launch, LaunchId(launch_id))
+        # Its deployment goes on to tell what became of it after its end.
+        since = await services.journal.events(0, launch_id=record.id)
+        return record.model_copy(update={"transitions": tuple(since) or record.transitions})
 
     @router.get("/launches/{launch_id}/shell")
     async def shell(launch_id: int) -> dict[str, list[ShellCommand]]:

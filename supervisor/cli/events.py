@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from supervisor.cli import output
 from supervisor.cli.client import Client
@@ -41,10 +42,15 @@ def show_events(
     if as_json:
         output.print_json(found)
         return
+    output.console.print(events_table(found))
+
+
+def events_table(events: list[dict[str, Any]]) -> Table:
+    """Events in their order."""
     made = output.table("Events", "time", "what", "change", "reason")
-    for event in found:
+    for event in events:
         made.add_row(local_time(event["at"]), *(escape(text) for text in _said(event)))
-    output.console.print(made)
+    return made
 
 
 def local_time(at: str) -> str:

@@ -7,6 +7,7 @@ from rich.markup import escape
 
 from supervisor.cli import output
 from supervisor.cli.client import Client
+from supervisor.cli.events import events_table
 from supervisor.cli.options import AsJson, Key, Url
 
 launches_app = typer.Typer(invoke_without_command=True, help="Launch records.")
@@ -66,7 +67,10 @@ def _print_record(record: dict[str, Any]) -> None:
     say = output.console.print
     outcome = f"{record['outcome']} {record['reason']}".strip()
     say(f"[bold]launch {record['id']}[/] of {record['deployment']}: {escape(outcome)}")
+    output.print_cause({"id": f"launch {record['id']}", "cause": record["cause"]})
     say(output.timeline_text(record["timeline"]))
+    if record["transitions"]:
+        say(events_table(record["transitions"]))
     say(output.plan_table(record["plan"]))
     if record["memory"]:
         say(output.memory_table(record))

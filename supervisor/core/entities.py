@@ -332,6 +332,9 @@ class LaunchRecord(FrozenModel):
     error_code: str = ""
     reason: str = ""
     cause: Cause | None = None
+    transitions: tuple[EventRecord, ...] = Field(
+        default=(), description="of its deployment while this was its launch"
+    )
     ended_at: str = ""
 
 

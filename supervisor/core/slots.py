@@ -11,7 +11,7 @@ class SlotState:
     ``task`` is -1 before the first one. How long a prompt is nobody tells: ``prompt_tokens`` have
     been taken up by now and were not in the cache, in steps of a batch; of them
     ``prompt_done_tokens`` are handed to the devices, which may still compute. Both are 0 for
-    engines that do not tell (b7527).
+    older engines, which do not tell.
     """
 
     id: int

@@ -254,6 +254,7 @@ class Attempt:
                 error_code=cause.code if cause else "",
                 reason=cause.text if cause else "",
                 cause=cause,
+                transitions=tuple(await self._tools.journal.events(0, launch_id=self._record.id)),
                 ended_at=timestamp(),
             )
 

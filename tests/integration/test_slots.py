@@ -153,13 +153,13 @@ async def test_slots_of_a_frozen_worker_stand_still_or_say_nothing(serving: Serv
     asked.cancel()
 
 
-# Shortened from real answers: 2026-10 (commit 0c1e570), and b7527 (2025-12) by its source.
+# Shortened from a real answer of 2026-10 (commit 0c1e570); and what older sources would say.
 NOW = """[{"id":0,"n_ctx":4096,"speculative":false,"is_processing":true,"id_task":2,
 "n_prompt_tokens":3904,"n_prompt_tokens_processed":3800,"n_prompt_tokens_cache":100,
 "params":{"seed":4294967295,"chat_format":"Content-only","generation_prompt":"<|assistant|>"},
 "next_token":[{"has_next_token":true,"has_new_line":false,"n_remain":56,"n_decoded":4}],
 "prompt":"a secret","generated":"another"},{"id":1,"n_ctx":4096,"is_processing":false}]"""
-B7527 = """[{"id":0,"n_ctx":4096,"speculative":false,"is_processing":true,"id_task":2,
+OLDER = """[{"id":0,"n_ctx":4096,"speculative":false,"is_processing":true,"id_task":2,
 "params":{"seed":1},"next_token":{"has_next_token":true,"n_remain":-1,"n_decoded":4}}]"""
 
 STAND_IN = """
@@ -208,7 +208,7 @@ async def test_both_generations_are_read_and_no_word_of_a_prompt_is_kept() -> No
         SlotState(0, 2, True, decoded_tokens=4, prompt_tokens=3804, prompt_done_tokens=3800),
         SlotState(1, -1, is_busy=False),
     )
-    assert await shown(200, 0, B7527) == (SlotState(0, 2, True, decoded_tokens=4),)
+    assert await shown(200, 0, OLDER) == (SlotState(0, 2, True, decoded_tokens=4),)
 
 
 @pytest.mark.parametrize(

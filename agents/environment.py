@@ -5,6 +5,7 @@ from collections.abc import Mapping
 # LLAMA_ARG_* overrides flags silently; the library paths decide which build really runs.
 _PREFIXES = ("LLAMA_", "GGML_", "HF_", "DYLD_", "CUDA_", "HIP_", "VK_", "MTL_", "AGX_", "OMP_")
 _NAMES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "TMPDIR")
+_DROPPED = ("LLAMA_ARG_", "LLAMA_SERVER_SLOTS_DEBUG")
 _SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 MASK = "***"
@@ -24,10 +25,11 @@ def _is_secret(name: str) -> bool:
 
 
 def for_engine(inherited: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
-    """Environment of an engine process: what we inherited, without ``LLAMA_ARG_*``, and ours.
+    """Environment of an engine process: what we inherited, without what would harm, and ours.
 
     A copy of everything, since Termux programs need more of it than one would guess. The
-    ``LLAMA_ARG_*`` family is dropped: it would override the planned flags without a word.
+    ``LLAMA_ARG_*`` family is dropped: it would override the planned flags without a word; and so is
+    a variable that puts everybody's prompts into ``/slots``.
     """
-    kept = {name: value for name, value in inherited.items() if not name.startswith("LLAMA_ARG_")}
+    kept = {n: value for n, value in inherited.items() if not n.startswith(_DROPPED)}
     return {**kept, **ours}

@@ -107,6 +107,7 @@ _ADVICE: Final[Mapping[type[ProjectError], tuple[Action, str]]] = {
         Action.RETRY,
         "it is started anew with the file as it is now; put new files beside the old one",
     ),
+    PublicAddressRefused: (Action.GIVE_UP, "launch with links, which is the default"),
     errors.EngineExited: (
         Action.RETRY,
         "it is started anew; if it repeats, make a report and see its log",
@@ -121,7 +122,6 @@ _LEFT_OUT: Final = frozenset(
         EngineMissing,
         EngineUnusable,
         EngineWithoutRpc,
-        PublicAddressRefused,
     }
 )
 """Of one device: time does not mend it, and the others may do without that device."""

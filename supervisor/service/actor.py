@@ -39,6 +39,8 @@ from supervisor.service.tools import Tools
 
 log = logging.getLogger(__name__)
 
+NO_OTHER_PLAN: Final = "; there is no other plan: "
+
 _LOOK_EVERY_S: Final = 5.0
 
 
@@ -202,8 +204,17 @@ class Actor:
         found = error if isinstance(error, ProjectError) else None
         if self._attempt is None:
             assert found is not None
-            return cause_of(found, phase="planning")
+            return self._with_first(cause_of(found, phase="planning"))
         return diagnose(await self._attempt.examine(found))
+
+    def _with_first(self, cause: Cause) -> Cause:
+        """That no other plan exists is no news beside what made one necessary."""
+        first = self.deployment.cause
+        if first is None:
+            return cause
+        also = f"{NO_OTHER_PLAN}{cause.text}"
+        remedy = f"{first.remedy.partition(NO_OTHER_PLAN)[0]}{also}"
+        return first.model_copy(update={"remedy": remedy})
 
     async def _relaunch(self, cause: Cause) -> None:
         """By choice: nothing failed, so that nothing is counted."""
@@ -228,8 +239,9 @@ class Actor:
         self._change(failures=failures)
         is_retryable = not isinstance(error, ProjectError) or error.retryable
         # What never worked is told at once, unless the next attempt differs from it.
-        has_remedy = cause.action not in (Action.RETRY, Action.GIVE_UP)
-        is_repair = self._is_repair or failures > 1 or self.awaited is not None
+        is_attempt = event is Event.ATTEMPT_FAILED
+        has_remedy = is_attempt and cause.action not in (Action.RETRY, Action.GIVE_UP)
+        is_repair = self._is_repair or self.awaited is not None
         may_retry = (
             (is_retryable or has_remedy)
             and (is_repair or has_remedy)

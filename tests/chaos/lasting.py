@@ -11,7 +11,7 @@ from cluster import eventually
 from chaos.faults import RESTART_PAUSE_S, to_worker
 from chaos.forbidden import fill
 from chaos.rows import VICTIM, Outcome, repaired, serves_again
-from chaos.rules import is_well
+from chaos.rules import has_no_orphans, is_well
 from chaos.watching import Load, Watcher, load, watching
 from chaos.world import DEPLOYMENT, LOOPBACK, Live, World
 
@@ -35,7 +35,7 @@ async def goes_on(
     await client.moves()
     assert watcher.states_since(began_s) <= {"ready"}, watcher.seen[-3:]
     assert client.errors[refused:] == []
-    assert await world.live() == before
+    assert await has_no_orphans(world) == before
 
 
 # -- the supervisor --------------------------------------------------------------------------------

@@ -219,6 +219,7 @@ class World:
             if device["id"] in used
         }
         for name, server in servers.items():
+            assert server is not None, f"{name} was not heard of yet"
             assert server["generation"] == record["id"], f"{name} serves {server['generation']}"
             assert server["state"] == "ready", f"{name} is {server['state']}"
         workers = {name: server["pid"] for name, server in servers.items()}

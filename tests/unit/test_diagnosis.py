@@ -816,6 +816,13 @@ CASES: dict[str, Case] = {
         "",
         "was cut short or replaced",
     ),
+    "public address": (
+        seen("", None, LAPTOP, found=agent_errors.PublicAddressRefused("laptop: 9.9.9.2")),
+        "public_address_refused",
+        GIVE_UP,
+        "laptop",
+        "9.9.9.2",
+    ),
     "no engine": (
         seen("", None, found=agent_errors.EngineMissing("no llama-server on the main host")),
         "engine_missing",

@@ -6,6 +6,7 @@ Shared by the agent (rpc-server) and the supervisor (llama-server, the main host
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -17,6 +18,8 @@ from typing import BinaryIO, Final, Protocol
 
 from agents import logfile, privatefile
 from agents.errors import EngineMissing, EngineUnusable, FolderNotWritable
+
+log = logging.getLogger(__name__)
 
 # Both guards become the program by exec, so they cost no process. They ask Linux to signal the
 # child when its parent dies, which covers kill -9 of the parent. preexec_fn could do the same but
@@ -289,7 +292,7 @@ class ChildLedger:
         environment: Mapping[str, str],
         parent_death_signal: signal.Signals | None = signal.SIGKILL,
     ) -> Child:
-        """Start a child and remember it; one that cannot be remembered is ended again.
+        """Start a child and remember it; one that may outlive us unremembered is ended again.
 
         Raises:
             EngineMissing, EngineUnusable: As :func:`spawn`.
@@ -304,9 +307,12 @@ class ChildLedger:
         )
         try:
             self.add(child)
-        except FolderNotWritable:
-            await child.stop(grace_s=0)
-            raise
+        except FolderNotWritable as exc:
+            if sys.platform != "linux" or parent_death_signal is None:
+                await child.stop(grace_s=0)
+                raise
+            # A full disk: the kernel sees to it that it does not outlive us.
+            log.warning("child.not_noted", extra={"child": name, "reason": str(exc)})
         return child
 
     def add(self, child: Child) -> None:

@@ -1,9 +1,9 @@
 """What to try next after a failure, and when something better is worth a relaunch."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, Literal
 
-from supervisor.core.entities import Action, AgentId, Cause, DeploymentSpec, Plan
+from supervisor.core.entities import Action, AgentId, Cause, DeploymentSpec, Device, Plan
 from supervisor.core.explain_words import duration, listed, rate
 from supervisor.core.lifecycle import State
 from supervisor.core.planning import HOST, Wanted
@@ -66,6 +66,20 @@ def spec_for_repair(
     if spec.pin_output and not _is_usable(spec.pin_output, usable_names):
         changes["pin_output"] = None
     return spec.model_copy(update=changes)
+
+
+def loosened(spec: DeploymentSpec, devices: Iterable[Device]) -> DeploymentSpec:
+    """The spec with any choice among the named devices, where all of them together do not do.
+
+    Args:
+        spec: What was asked for, with named devices.
+        devices: All there are; those that were not named stay out.
+    """
+    named = {name.partition("/")[0] for name in _named(spec)}
+    others = [device.name for device in devices if not named & {device.name, device.id}]
+    host = [] if HOST in named else [HOST]
+    free = {"devices": (), "order": (), "split": (), "pin_output": None}
+    return spec.model_copy(update={**free, "exclude": (*spec.exclude, *host, *others)})
 
 
 def dropped_sentence(spec: DeploymentSpec, changed: DeploymentSpec) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from agents.errors import ProjectError
+from agents.errors import DiskFull, ProjectError
 from agents.log import current_launch
 from supervisor.core.diagnosis import cause_of, diagnose
 from supervisor.core.entities import Action, Cause, Deployment, LaunchRecord, Plan
@@ -27,7 +27,7 @@ from supervisor.core.lifecycle import (
 )
 from supervisor.core.membership import DeviceCondition
 from supervisor.core.repair import may_revive, retry_pause_s
-from supervisor.errors import DeviceReturned, DeviceSetAside, ModelReplaced
+from supervisor.errors import DeviceReturned, DeviceSetAside, ModelReplaced, StoreUnusable
 from supervisor.service.attempt import Attempt
 from supervisor.service.clock import timestamp
 from supervisor.service.doubting import doubt
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 NO_OTHER_PLAN: Final = "; there is no other plan: "
 
 _LOOK_EVERY_S: Final = 5.0
+_DISK_EVERY_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +115,22 @@ class Actor:
         """Work until cancelled; then nothing of the deployment runs."""
         try:
             while True:
-                await self._step()
+                try:
+                    await self._step()
+                except Exception:
+                    # As in ``_work``: a bug ends this deployment's launch and nothing else.
+                    log.exception("deployment.bug", extra={"deployment": self.deployment.id})
+                    await self._fail_by_bug()
         finally:
             await asyncio.shield(self._drain_and_close("stopped with the supervisor"))
             while not self._commands.empty():
                 self._commands.get_nowait().done.cancel()
+
+    async def _fail_by_bug(self) -> None:
+        """Whatever a bug of ours has left half done: nothing runs, and it can be started again."""
+        await self._close("failed", None)
+        text = "internal error, see the supervisor's log; please report it, and start it again"
+        self._change(state=State.FAILED, reason=text, error_code="error", phase="", port=None)
 
     async def _step(self) -> None:
         """Do the work of the present state until it ends or a command comes."""
@@ -227,7 +239,11 @@ class Actor:
         """What the repair and later plans have to know of the device that it was about."""
         doubt(self._tools.registry, cause)
         plan = self.deployment.plan
-        lesson = await self._planner.learn(cause, plan) if plan is not None else None
+        try:
+            lesson = await self._planner.learn(cause, plan) if plan is not None else None
+        except StoreUnusable as exc:  # the repair is worth more than its lesson
+            log.error("deployment.lesson_lost", extra={"reason": str(exc)})
+            return
         if lesson is not None and (why := why_aside(lesson, time.time())):
             code = DeviceSetAside.code
             self._tools.journal.note("device", cause.device, "set aside", code=code, text=why)
@@ -282,6 +298,7 @@ class Actor:
     async def _plan(self) -> Event:
         pause_s, self._pause_s = self._pause_s, 0.0
         await self._wait_for_other_devices(pause_s)
+        await self._wait_for_disk()
         await self._wait_for_devices_of(self.awaited)
         if self._asked_at_s is None:
             self._asked_at_s = time.monotonic()
@@ -296,6 +313,14 @@ class Actor:
             plan=plan, loads=(), links=(), timeline=(), retry_at="", tokens_per_second=None
         )
         return Event.PLANNED
+
+    async def _wait_for_disk(self) -> None:
+        """A launch has to be on record before it starts; a repair waits until that is possible."""
+        journal = self._tools.journal
+        while self._is_repair and journal.is_failing:
+            cause = cause_of(DiskFull(journal.problem), phase="planning")
+            self._change(cause=cause, reason=cause.text, error_code=cause.code)
+            await asyncio.sleep(_DISK_EVERY_S)
 
     async def _wait_for_other_devices(self, pause_s: float) -> None:
         """Wait ``pause_s``, or until a device comes, goes or changes its state."""

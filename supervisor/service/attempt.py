@@ -93,6 +93,7 @@ class Attempt:
         launch_id = await asyncio.to_thread(self._tools.store.next_launch_id)
         workers = self._make_workers(launch_id)
         self._record = self._new_record(launch_id, engine)
+        await self._tools.journal.save_launch(self._record)
         phase = "workers" if self._plan.shards else "connect"
         loads = worker_loads(self._plan, {})
         self._report(launch_id=launch_id, plan=self._plan, phase=phase, loads=loads)

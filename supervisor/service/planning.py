@@ -12,6 +12,7 @@ from supervisor.core.explain import explain
 from supervisor.core.lessons import Lesson
 from supervisor.core.obeying import with_reasons
 from supervisor.core.planning import HOST, NoFit, Overrides, Planned, PlanRequest, Rules, WhatIf
+from supervisor.core.repair import loosened
 from supervisor.core.search import plan as search
 from supervisor.core.what_if import what_if
 from supervisor.errors import (
@@ -30,6 +31,10 @@ from supervisor.service.world import Wish, World, WorldReader
 
 log = logging.getLogger(__name__)
 
+LOOSENED = (
+    "This is a repair that chooses among the devices you named: it does not fit on all of them, as "
+    "you asked for, with what was learned of them."
+)
 _ROUNDS = 5
 """How often the engine may find a plan too large before we believe our own formulas instead."""
 
@@ -139,6 +144,19 @@ class Planner:
     # -- the search and the engine's word on it ------------------------------------------------
 
     async def _find(self, wish: Wish) -> _Found:
+        """In a repair with any of the named devices, if it does not fit on all of them."""
+        spec, asked = wish.asked.spec, wish.asked
+        try:
+            return await self._find_with(wish)
+        except InsufficientMemory:
+            if not asked.is_repair or not named_devices(spec):
+                raise
+            loose = replace(asked, spec=loosened(spec, self._tools.registry.devices()))
+            found = await self._find_with(replace(wish, asked=loose))
+        said = (*found.world.remarks, LOOSENED)
+        return replace(found, world=replace(found.world, remarks=said))
+
+    async def _find_with(self, wish: Wish) -> _Found:
         """Without the devices that are set aside; with them if nothing is found otherwise."""
         eligible = self._eligibility(wish.asked)
         try:

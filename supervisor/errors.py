@@ -247,6 +247,11 @@ class ModelReplaced(EngineError):
     code = "model_replaced"
     retryable = True
 
+    def __init__(self, message: str, *, is_harmful: bool = False) -> None:
+        """``is_harmful``: what is answered from now on may be wrong."""
+        super().__init__(message)
+        self.is_harmful = is_harmful
+
 
 class LinkProcessEnded(EngineError):
     """The process that holds the links of a launch ended by itself."""

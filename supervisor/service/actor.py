@@ -165,7 +165,7 @@ class Actor:
             if self.deployment.state is State.STOPPING:
                 await self._drain_and_close("stopped")
                 await self._enter(Event.EXITED, "")
-                self._hurry.clear()
+        self._hurry.clear()
         if not command.done.done():
             command.done.set_result(None)
 
@@ -198,15 +198,15 @@ class Actor:
         if error is None:
             await self._enter(event, "")
             return
-        is_chosen = isinstance(error, DeviceReturned | ModelReplaced)
         self._is_repair |= self._ready_at_s is not None
         if self.deployment.state is State.READY:
             # Said before anything is asked or cleaned up, which may take seconds.
             await self._enter(Event.READINESS_LOST, str(error) or "llama-server ended")
         cause = await self._cause(error)
         self._change(cause=cause, reason=cause.text, error_code=cause.code)
-        if is_chosen:
-            await self._relaunch(cause)
+        if isinstance(error, DeviceReturned | ModelReplaced):
+            is_harmful = isinstance(error, ModelReplaced) and error.is_harmful
+            await self._relaunch(cause, drains=not is_harmful)
             return
         await self._close("failed", cause)
         await self._learn(cause)
@@ -228,9 +228,10 @@ class Actor:
         remedy = f"{first.remedy.partition(NO_OTHER_PLAN)[0]}{also}"
         return first.model_copy(update={"remedy": remedy})
 
-    async def _relaunch(self, cause: Cause) -> None:
+    async def _relaunch(self, cause: Cause, *, drains: bool) -> None:
         """By choice: nothing failed, so that nothing is counted."""
-        await self._drain_and_close("relaunched", cause)
+        close = self._drain_and_close if drains else self._close
+        await close("relaunched", cause)
         self._ready_at_s = None
         self._change(plan=None)
         await self._enter(Event.RETRY_DUE, cause.text)
@@ -305,9 +306,9 @@ class Actor:
         plan = self.deployment.plan
         if plan is None:
             self._usable = self._planner.usable(self.deployment)
-            plan = await self._planner.plan(
-                self.deployment.spec, self.deployment.id, is_repair=self._is_repair
-            )
+            spec, name = self.deployment.spec, self.deployment.id
+            is_repair = self._is_repair or self.awaited is not None
+            plan = await self._planner.plan(spec, name, is_repair=is_repair)
         self.awaited = None
         self._change(
             plan=plan, loads=(), links=(), timeline=(), retry_at="", tokens_per_second=None

@@ -1,6 +1,7 @@
 """Whether the files of a running model are still the ones that it was launched with."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -9,17 +10,26 @@ def marks(paths: Iterable[str]) -> dict[str, str]:
     return {path: _mark(Path(path)) for path in paths}
 
 
-def changed(before: Mapping[str, str]) -> str:
-    """What happened to the first file that is not what it was, or nothing. Blocks."""
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happened to a file. ``is_harmful``: whoever has it open reads something else now."""
+
+    text: str
+    is_harmful: bool = False
+
+
+def changed(before: Mapping[str, str]) -> Change | None:
+    """What happened to the first file that is not what it was. Blocks."""
     for path, mark in before.items():
         now = _mark(Path(path))
         if now == mark:
             continue
         if not now:
-            return f"{path} was deleted"
-        how = "replaced" if now.split()[0] != mark.split()[0] else "overwritten in place"
-        return f"{path} was {how}"
-    return ""
+            return Change(f"{path} was deleted")
+        if now.split()[0] != mark.split()[0]:
+            return Change(f"{path} was replaced")
+        return Change(f"{path} was overwritten in place", is_harmful=True)
+    return None
 
 
 def _mark(path: Path) -> str:

@@ -233,7 +233,10 @@ class Watch:
     async def _raise_if_replaced(self) -> None:
         before = self._record.model_files
         if happened := await asyncio.to_thread(model_files.changed, before):
-            raise ModelReplaced(f"{happened} while it was served; launching what is there now")
+            raise ModelReplaced(
+                f"{happened.text} while it was served; launching what is there now",
+                is_harmful=happened.is_harmful,
+            )
 
     async def _refresh_speed(self) -> None:
         found = await self._client.generated()

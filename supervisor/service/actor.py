@@ -43,6 +43,8 @@ NO_OTHER_PLAN: Final = "; there is no other plan: "
 
 _LOOK_EVERY_S: Final = 5.0
 _DISK_EVERY_S: Final = 0.5
+TRUST_S: Final = 3.0
+"""Who asks for a launch waits so long for a device that was just lost to be reached again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +303,8 @@ class Actor:
         await self._wait_for_other_devices(pause_s)
         await self._wait_for_disk()
         await self._wait_for_devices_of(self.awaited)
+        if not self._is_repair:
+            await self._tools.registry.wait_trusted(TRUST_S)
         if self._asked_at_s is None:
             self._asked_at_s = time.monotonic()
         plan = self.deployment.plan

@@ -10,12 +10,12 @@ from typing import Final
 from supervisor.core.entities import AgentId, Cause, Device
 from supervisor.service.registry import Registry
 
-_EVERY_S: Final = 1.0
+_EVERY_S: Final = 0.5
 
-UNREACHABLE: Final = frozenset(
-    {"worker_unreachable", "agent_unreachable", "link_black_hole", "link_lost"}
-)
-"""Codes of causes after which a device may still be out of reach."""
+SILENT: Final = frozenset({"worker_unreachable", "agent_unreachable"})
+"""Codes of causes after which nothing may be heard of a device."""
+CUT_OFF: Final = frozenset({"link_black_hole", "link_lost"})
+"""And those after which its link may not stand, though its agent answers."""
 
 
 class Doubts:
@@ -39,6 +39,6 @@ class Doubts:
 
 def doubt(registry: Registry, cause: Cause) -> None:
     """Doubt the device that a cause is about, if it may be out of reach."""
-    if cause.agent_id and cause.code in UNREACHABLE:
+    if cause.agent_id and cause.code in SILENT | CUT_OFF:
         why = f"{cause.sentence}; waits until it can be reached again"
-        registry.doubt(AgentId(cause.agent_id), why)
+        registry.doubt(AgentId(cause.agent_id), why, until_heard=cause.code in SILENT)

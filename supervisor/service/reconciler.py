@@ -26,7 +26,7 @@ from supervisor.errors import (
     DeploymentNotReady,
     DeploymentUnknown,
 )
-from supervisor.service.actor import Actor
+from supervisor.service.actor import TRUST_S, Actor
 from supervisor.service.clock import timestamp
 from supervisor.service.events import EventBus
 from supervisor.service.planning import Planner
@@ -94,6 +94,7 @@ class Reconciler:
         name = DeploymentId(spec.name or _name_of(spec.model))
         self._refuse_running(name)
         asked_at_s = time.monotonic()
+        await self._tools.registry.wait_trusted(TRUST_S)
         # Planned before it is accepted, so that a request which cannot work is refused at once.
         plan = await self.planner.plan(spec, name)
         async with self._accepting:

@@ -176,15 +176,28 @@ class Registry:
         self._publish(agent_id)
         await self._notify()
 
-    def doubt(self, agent_id: AgentId, why: str) -> None:
-        """Give a device no new work until it was heard again and :meth:`trust` is called."""
+    def doubt(self, agent_id: AgentId, why: str, *, until_heard: bool) -> None:
+        """Give a device no new work until :meth:`trust` is called.
+
+        ``until_heard``: its agent did not answer either, and has to be heard first.
+        """
         entry = self._entries.get(agent_id)
         if entry is not None:
-            entry.doubt, entry.doubted_at_s = why, self._clock()
+            entry.doubt = why
+            entry.doubted_at_s = self._clock() if until_heard else float("-inf")
             self._publish(agent_id)
 
+    async def wait_trusted(self, limit_s: float) -> None:
+        """Wait until no device is in doubt, for a moment; people who ask for it may be patient."""
+        deadline_s = self._clock() + limit_s
+        while any(entry.doubt for entry in self._entries.values()):
+            left_s = deadline_s - self._clock()
+            if left_s <= 0:
+                return
+            await self.wait_changed(left_s)
+
     def doubted(self) -> list[Device]:
-        """Devices in doubt that were heard again."""
+        """Devices in doubt whose agents were heard again."""
         entries = self._entries.items()
         return [self.device(i) for i, e in entries if e.doubt and e.heard_at_s > e.doubted_at_s]
 

@@ -244,7 +244,8 @@ class Attempt:
         if self._links is not None:
             await self._links.stop()
         if self._workers is not None:
-            await self._workers.stop(is_hurried=hurry.is_set())
+            # After a failure nobody waits for a device that may be out of reach: the repair is due.
+            await self._workers.stop(is_hurried=hurry.is_set() or cause is not None)
         self._tools.registry.release(self._deployment.id)
         if self._record is not None:
             await self._save_noted(

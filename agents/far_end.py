@@ -16,6 +16,7 @@ from typing import Final
 
 from agents.contract import SUPERVISOR_NAME, RpcServerStatus, WorkerState
 from agents.errors import LinkLost, LinkRefused
+from agents.free_memory import give_back
 from agents.link_frames import Hello, OfferedDevice, Welcome
 from agents.link_session import Admission, Session, Stock
 from agents.rpc_server import RpcServer
@@ -26,6 +27,8 @@ HANDSHAKE_S: Final = 5.0
 MOST_UNPROVEN: Final = 32
 """Callers that have not proved who they are; more would cost memory and nothing else."""
 MOST_SESSIONS: Final = 8
+_TIDY_AFTER_S: Final = 1.0
+"""After the end of a link; by then nobody holds what belonged to it."""
 _HELLO_S: Final = 5.0
 _WORKER_S: Final = 30.0
 """For the rpc-server of a launch that calls before its agent was told to start it."""
@@ -145,6 +148,7 @@ class FarEnd:
             log.info(
                 "link.ended", extra={"launch": session.hello.launch, "reason": str(session.error)}
             )
+            asyncio.get_running_loop().call_later(_TIDY_AFTER_S, give_back)
 
     # -- admission -------------------------------------------------------------------------
 

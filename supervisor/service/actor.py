@@ -448,7 +448,7 @@ class Actor:
             self.deployment.id,
             f"{before} -> {state}",
             launch_id=self.deployment.launch_id,
-            code=self.deployment.error_code,
+            code=self.deployment.error_code if reason else "",
             text=reason,
         )
         if state is not State.FETCHING:  # a moment for local files, and PENDING after a crash

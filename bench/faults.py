@@ -59,9 +59,10 @@ systemd and Termux do; what was stopped or cut off stays so until another launch
 * **plain load**: from asking for the same launch to READY, without any fault.
 
 Goals: a dead worker is detected in under {DEAD_GOAL_S:g} s, a frozen or unreachable one in under
-{FROZEN_GOAL_S:g} s; serving again within the plain load time plus {LOAD_GOAL_S:g} s after that; a
-supervisor that is started again serves what ran within {ADOPTION_GOAL_S:g} s. Times are medians,
-with the worst in brackets; **bold** ones miss their goal.
+{FROZEN_GOAL_S:g} s; it serves again within the plain load time plus {LOAD_GOAL_S:g} s after that. A
+supervisor that is started again serves what ran within {ADOPTION_GOAL_S:g} s; here it starts while
+all engines compute on the same cores. Times are medians, with the worst in brackets; **bold** ones
+miss their goal.
 """
 
 

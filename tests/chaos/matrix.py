@@ -13,7 +13,7 @@ RELAYED = Setup(relayed=(VICTIM,))
 SHORT_BELIEF = {"late_after_s": 2, "stale_after_s": 4}
 """Of silent devices: less than the supervisor is frozen for."""
 
-LONG_PAUSE = {"retry_first_s": 3}
+LONG_PAUSE = {"retry_first_s": 2}
 """Before a repair, so that something can happen in it."""
 
 FAULTS = (

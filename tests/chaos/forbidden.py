@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup/memory")
-GROUP_BYTES = 16 << 20
+GROUP_BYTES = 4 << 20
+"""So little that what takes it all is smaller than an rpc-server, which is killed first."""
+
 REMOVE_S = 10.0
 FILL_BYTES = 1 << 20
 

@@ -164,6 +164,7 @@ ROWS = (
         "clock-back",
         "clock of the main host: an hour back, then SIGKILL of a worker, then another hour",
         lasting.clock_set_back,
+        ("worker_killed",),
         setup=Setup(has_clock=True, settings=LONG_PAUSE),
     ),
 )

@@ -86,11 +86,13 @@ class World:
         return f"2026-10-01T00:00:{self._ticks:06.3f}+00:00"
 
     def fill(self) -> None:
-        (pages,) = self.store._db.execute("PRAGMA page_count").fetchone()
-        self.store._db.execute(f"PRAGMA max_page_count = {pages}")
+        with self.store._lock:  # the journal may be writing, in another thread
+            (pages,) = self.store._db.execute("PRAGMA page_count").fetchone()
+            self.store._db.execute(f"PRAGMA max_page_count = {pages}")
 
     def empty(self) -> None:
-        self.store._db.execute(f"PRAGMA max_page_count = {NO_LIMIT}")
+        with self.store._lock:
+            self.store._db.execute(f"PRAGMA max_page_count = {NO_LIMIT}")
 
     async def works(self) -> None:
         """Wait until all is on disk, the news that it can be written again among it."""

@@ -10,7 +10,7 @@ from cluster import eventually
 
 from chaos.faults import RESTART_PAUSE_S, to_worker
 from chaos.forbidden import fill
-from chaos.rows import VICTIM, Outcome, repaired, serves_again
+from chaos.rows import VICTIM, Outcome, cause_of, repaired, serves_again
 from chaos.rules import has_no_orphans, is_well
 from chaos.watching import Load, Watcher, load, watching
 from chaos.world import DEPLOYMENT, LOOPBACK, Live, World
@@ -164,8 +164,9 @@ async def main_disk_full_and_a_worker_killed(world: World) -> Outcome:
         await world.is_ready(within_s=30)
         assert await world.complete() == world.reference
         serving_s = time.monotonic() - freed_s
+        cause = await cause_of(world, before.launch_id)
         await is_well(world, watcher)
-    return Outcome(world.plain_load_s, "", lost.at_s - began_s, serving_s)
+    return Outcome(world.plain_load_s, cause, lost.at_s - began_s, serving_s)
 
 
 async def worker_disk_full(world: World) -> Outcome:
@@ -199,9 +200,7 @@ async def clock_set_back(world: World) -> Outcome:
 
     async def strike(world: World, live: Live, device: str) -> None:
         await to_worker(signal.SIGKILL)(world, live, device)
-        setting = asyncio.create_task(set_back_again())
-        await asyncio.sleep(0)
-        tasks.append(setting)
+        tasks.append(asyncio.create_task(set_back_again()))
 
     async def set_back_again() -> None:
         async def pauses() -> bool:

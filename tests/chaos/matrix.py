@@ -152,6 +152,7 @@ ROWS = (
         "main-disk-full-and-worker-kill",
         "disk of the main host: full, and rpc-server of a worker: SIGKILL",
         lasting.main_disk_full_and_a_worker_killed,
+        ("worker_killed",),
         setup=Setup(disks={"supervisor": 24 * MIB}),
     ),
     Row(

@@ -90,6 +90,42 @@ class KeyRequired(InputError):
     code = "key_required"
 
 
+class ScopeMissing(InputError):
+    """The key is good, but not for this."""
+
+    code = "scope_missing"
+
+
+class ApiKeyUnknown(InputError):
+    """No API key of that name exists."""
+
+    code = "api_key_unknown"
+
+
+class RouteWithheld(InputError):
+    """llama-server has this route, and the gateway does not offer it."""
+
+    code = "route_withheld"
+
+
+class RouteUnknown(InputError):
+    """The gateway has no such route."""
+
+    code = "route_unknown"
+
+
+class RemoteMediaRefused(InputError):
+    """The request names an image or other media by an address, not by its content."""
+
+    code = "remote_media_refused"
+
+
+class RequestTooLarge(InputError):
+    """The body of a request is larger than this server takes, or takes at the moment."""
+
+    code = "request_too_large"
+
+
 class OriginRefused(InputError):
     """A web page of another site tried to use the keyless loopback access."""
 
@@ -128,6 +164,34 @@ class InsufficientMemory(CapacityError):
     def __init__(self, message: str, shortfall: Mapping[str, object] | None = None) -> None:
         super().__init__(message)
         self.shortfall = shortfall or {}
+
+
+class RateLimited(CapacityError):
+    """A key has made more requests than it may, or has too many open.
+
+    ``retry_after_s`` says when the next one may come.
+    """
+
+    code = "rate_limited"
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(CapacityError):
+    """As many requests wait for a deployment as may wait.
+
+    ``retry_after_s`` is about when one of them will have been answered.
+    """
+
+    code = "queue_full"
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class EngineError(ProjectError):
@@ -217,6 +281,19 @@ class EstimateFailed(EngineError):
     """The engine could not say how much memory a placement needs."""
 
     code = "estimate_failed"
+    retryable = True
+
+
+class AnswerLost(EngineError):
+    """llama-server ended in the middle of an answer that cannot be continued exactly."""
+
+    code = "answer_lost"
+
+
+class EngineUnreachable(EngineError):
+    """llama-server does not take the gateway's request, though it should."""
+
+    code = "engine_unreachable"
     retryable = True
 
 
@@ -433,6 +510,32 @@ class DeploymentNotReady(StateError):
 
     code = "deployment_not_ready"
     retryable = True
+
+
+class WaitedTooLong(StateError):
+    """A request waited for its deployment as long as it may.
+
+    ``more`` has state, progress and cause; ``retry_after_s`` is None if nobody can say.
+    """
+
+    code = "waited_too_long"
+    retryable = True
+
+    def __init__(
+        self,
+        message: str,
+        more: Mapping[str, object] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.more = dict(more or {})
+        self.retry_after_s = retry_after_s
+
+
+class ApiKeyExists(StateError):
+    """A key of that name exists already."""
+
+    code = "api_key_exists"
 
 
 class DeviceReturned(StateError):

@@ -15,8 +15,10 @@ from supervisor.core.entities import (
     LaunchId,
     LaunchRecord,
 )
+from supervisor.core.keys import USAGE_FIELDS, ApiKey
 from supervisor.core.lessons import Lesson
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
+from supervisor.core.request_record import RequestRecord
 from supervisor.errors import LaunchUnknown, StoreUnusable
 
 # Each entry brings the schema from its index to the next version; never edit one that was released.
@@ -41,10 +43,19 @@ MIGRATIONS = (
     CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, body TEXT NOT NULL);
     CREATE TABLE lessons (agent_id TEXT PRIMARY KEY, body TEXT NOT NULL);
     """,
+    """
+    CREATE TABLE keys (hash TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, body TEXT NOT NULL);
+    CREATE TABLE requests (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, deployment TEXT NOT NULL,
+        caller TEXT NOT NULL, body TEXT NOT NULL);
+    """,
 )
 
 KEPT_EVENTS = 20_000
 """The newest; a table of about 5 MiB."""
+
+KEPT_REQUESTS = 20_000
+"""The newest; a table of about 10 MiB."""
 
 _TOKEN_KEPT_S = 24 * 3600.0
 """After its end, so that who comes a little late hears "expired", not "unknown"."""
@@ -55,7 +66,7 @@ _SAVE_LAUNCH = "INSERT OR REPLACE INTO launches VALUES (?, ?, ?)"
 
 
 class Store:
-    """Deployments, launches, devices and tokens. Methods are short and may be called anywhere."""
+    """Deployments, launches, devices, keys. Methods are short and may be called anywhere."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the database.
@@ -233,6 +244,59 @@ class Store:
     def forget_lesson(self, agent_id: AgentId) -> None:
         """Of a device."""
         self._write("DELETE FROM lessons WHERE agent_id = ?", (agent_id,))
+
+    # -- keys --------------------------------------------------------------------------------
+
+    def save_key(self, key_hash: str, key: ApiKey) -> None:
+        """Keep a key under the hash of its text, in place of one of the same name or text."""
+        self._write(
+            "INSERT OR REPLACE INTO keys (hash, name, body) VALUES (?, ?, ?)",
+            (key_hash, key.name, key.model_dump_json()),
+        )
+
+    def api_keys(self) -> list[tuple[str, ApiKey]]:
+        """Hash and key, by name."""
+        rows = self._read("SELECT hash, body FROM keys ORDER BY name")
+        return [(key_hash, ApiKey.model_validate_json(body)) for key_hash, body in rows]
+
+    def delete_key(self, key_hash: str) -> None:
+        self._write("DELETE FROM keys WHERE hash = ?", (key_hash,))
+
+    def save_key_usage(self, keys: Mapping[str, ApiKey]) -> None:
+        """What keys were used for, by hash, all or nothing. A key that is gone stays gone."""
+        with self._translated(), self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            for key_hash, key in keys.items():
+                usage = key.model_dump_json(include=set(USAGE_FIELDS))
+                self._db.execute(
+                    "UPDATE keys SET body = json_patch(body, ?) WHERE hash = ?", (usage, key_hash)
+                )
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def save_requests(self, records: Sequence[RequestRecord]) -> None:
+        """All of them, or none, in the order in which they ended; the oldest are forgotten."""
+        with self._translated(), self._lock, self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany(
+                "INSERT INTO requests (at, deployment, caller, body) VALUES (?, ?, ?, ?)",
+                [(r.at, r.deployment, r.caller, r.model_dump_json()) for r in records],
+            )
+            self._db.execute(
+                "DELETE FROM requests WHERE id <= (SELECT max(id) FROM requests) - ?",
+                (KEPT_REQUESTS,),
+            )
+
+    def requests(
+        self, limit: int = 100, deployment: str | None = None, caller: str | None = None
+    ) -> list[RequestRecord]:
+        """Newest first, of all or of one deployment or caller."""
+        rows = self._read(
+            "SELECT body FROM requests WHERE deployment = coalesce(?, deployment)"
+            " AND caller = coalesce(?, caller) ORDER BY id DESC LIMIT ?",
+            (deployment, caller, limit),
+        )
+        return [RequestRecord.model_validate_json(body) for (body,) in rows]
 
     # -- devices -----------------------------------------------------------------------------
 

@@ -1,28 +1,64 @@
-"""Who may call: anybody on this host, and whoever shows the key.
+"""Who may call, and what: whoever shows a key, and anybody on this host as far as settings go.
 
 A browser on this host may be driven by any web page, so keyless access also wants a loopback
 ``Host`` (no DNS rebinding) and no foreign ``Origin`` (no cross-site requests).
+
+A key that is unknown counts as none. Clients of OpenAI's API must send some key, and send "dummy"
+where none is needed: to refuse these on this host would protect nothing, since they may leave it
+out as well. A key that is known decides, also on this host: who shows it gets its rights and
+limits, no more.
 """
 
-import hmac
 import ipaddress
-import secrets
+from collections.abc import Collection
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from agents import privatefile
-from agents.errors import FolderNotWritable
+from agents.errors import FolderNotWritable, ProjectError
 from agents.requests import problem
-from supervisor.errors import KeyRequired, OriginRefused
+from supervisor.api.problems import status_of
+from supervisor.core.api_errors import error_body
+from supervisor.core.callers import CALLER, LOCAL, Caller, Scope
+from supervisor.core.gateway_routes import HEALTH_PATHS, api_of, is_gateway_path
+from supervisor.core.keys import KeylessLoopback
+from supervisor.errors import KeyRequired, OriginRefused, ScopeMissing
+from supervisor.service.keyring import KeyRing, new_text
 
 COOKIE = "supervisor_key"
-_PUBLIC_PATHS = ("/", "/api/session", "/favicon.ico")
-_PUBLIC_PREFIXES = ("/assets/",)
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+ANY_ORIGIN: Final = "*"
+
+_PUBLIC_PATHS: Final = ("/", "/api/session", "/favicon.ico", *HEALTH_PATHS)
+_PUBLIC_PREFIXES: Final = ("/assets/",)
+_LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+_READING: Final = ("GET", "HEAD")
+_KEYS: Final = "/api/keys"
+"""Who has keys, and for what, is for those who give them."""
+
+_GUEST: Final = Caller(LOCAL.name, frozenset({Scope.INFERENCE}))
+"""Without a key, where only the gateway is open to such."""
+
+
+def needed_scope(method: str, path: str) -> Scope | None:
+    """What a key must be good for; None: no key is needed.
+
+    ``POST /api/plan`` changes nothing, and needs admin like every other ``POST``: it reads the
+    file that it is told to, wherever that is, and asks the hub in the name of the main host.
+    """
+    if path in _PUBLIC_PATHS or path.startswith(_PUBLIC_PREFIXES):
+        return None
+    if is_gateway_path(path):
+        return Scope.INFERENCE
+    is_reading = method in _READING and path != _KEYS
+    return Scope.READ if is_reading else Scope.ADMIN
 
 
 def load_or_make_key(folder: Path) -> str:
@@ -36,7 +72,7 @@ def load_or_make_key(folder: Path) -> str:
         # An empty file is what a full disk leaves behind; an empty key would let everybody in.
         if path.exists() and (kept := path.read_text().strip()):
             return kept
-        key = "sk-" + secrets.token_urlsafe(24)
+        key = new_text()
         privatefile.write(path, key)
     except OSError as exc:
         raise FolderNotWritable(f"cannot keep the key in {path}: {exc.strerror}") from exc
@@ -44,37 +80,108 @@ def load_or_make_key(folder: Path) -> str:
 
 
 class RequireKey:
-    """Refuses callers from elsewhere without the key, and other sites' pages everywhere."""
+    """Finds the caller of each request, and refuses what this one may not do.
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    Whoever it is stands in the scope under ``CALLER``; nobody does where no key is needed.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keyring: KeyRing,
+        keyless: KeylessLoopback = "all",
+        cors_origins: Collection[str] = (),
+    ) -> None:
         self._app = app
-        self._key = key
+        self._keyring = keyring
+        self._keyless = keyless
+        # A page of any origin at all gets no keyless access: that would be every web page.
+        self._origins = frozenset(cors_origins) - {ANY_ORIGIN}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (refusal := self._refusal(scope)) is not None:
-            await problem(*refusal)(scope, receive, send)
-            return
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                if caller := self._caller(scope):
+                    scope[CALLER] = caller
+            except (KeyRequired, OriginRefused, ScopeMissing) as exc:
+                await refusal(scope["path"], exc)(scope, receive, send)
+                return
         await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> tuple[int, str, str] | None:
-        headers = Headers(scope=scope)
-        if self._has_key(headers):
+    def _caller(self, scope: AsgiScope) -> Caller | None:
+        headers, path = Headers(scope=scope), scope["path"]
+        needed = needed_scope(scope["method"], path)
+        if needed is None:
             return None
-        path = scope["path"]
-        if path in _PUBLIC_PATHS or path.startswith(_PUBLIC_PREFIXES):
-            return None
-        if not _is_loopback(scope):
-            return 401, KeyRequired.code, "a key is needed from other hosts: Authorization: Bearer"
-        if not _is_own_page(headers):
-            return 403, OriginRefused.code, "requests of other sites' pages need the key"
-        return None
+        texts = _keys(headers)
+        known = next(filter(None, map(self._keyring.caller, texts)), None)
+        caller = known or self._keyless_caller(scope, headers, has_key=bool(texts))
+        if not caller.may(needed):
+            raise ScopeMissing(
+                f"key {caller.name} is good for {', '.join(sorted(caller.scopes))}, and this needs "
+                f"{needed}: use another key"
+            )
+        return caller
 
-    def _has_key(self, headers: Headers) -> bool:
-        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
-        given = given or headers.get("x-api-key", "")
-        if not given and _is_same_origin(headers):
-            given = _cookie(headers.get("cookie", ""))
-        return bool(given) and hmac.compare_digest(given.encode(), self._key.encode())
+    def _keyless_caller(self, scope: AsgiScope, headers: Headers, *, has_key: bool) -> Caller:
+        is_gateway = is_gateway_path(scope["path"])
+        is_open = self._keyless == "all" or (self._keyless == "v1" and is_gateway)
+        is_here = _is_loopback(scope)
+        if not (is_here and is_open):
+            where = (
+                "on this host, too (setting keyless_loopback)" if is_here else "from other hosts"
+            )
+            wrong = "; the one that came is unknown or was revoked" if has_key else ""
+            raise KeyRequired(f"a key is needed {where}: Authorization: Bearer KEY{wrong}")
+        if not _has_loopback_name(headers):
+            raise OriginRefused("without a key, this host must be called by a loopback name")
+        if _is_same_origin(headers):
+            return LOCAL if self._keyless == "all" else _GUEST
+        if is_gateway and headers["origin"] in self._origins:
+            return _GUEST
+        raise OriginRefused("requests of other sites' pages need the key")
+
+
+class GatewayCors:
+    """Lets pages of other sites call the gateway, and nothing else."""
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self._app = app
+        self._cors = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "POST"),
+            # Whatever it wants to send: Authorization, x-api-key, anthropic-version, x-stainless-…
+            allow_headers=("*",),
+            allow_private_network=True,
+            expose_headers=("Retry-After",),
+        )
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        is_gateway = scope["type"] == "http" and is_gateway_path(scope["path"])
+        await (self._cors if is_gateway else self._app)(scope, receive, send)
+
+
+def refusal(path: str, error: ProjectError) -> JSONResponse:
+    """An error in the shape of the API that has this path."""
+    status, text = status_of(error), str(error)
+    if is_gateway_path(path):
+        answer = JSONResponse(error_body(api_of(path), status, error.code, text), status)
+    else:
+        answer = problem(status, error.code, text)
+    if status == 401:
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
+def _keys(headers: Headers) -> list[str]:
+    """What was shown as keys. Some clients show a dummy in one header and ours in another."""
+    given = headers.get("authorization", "").strip()
+    scheme, _, rest = given.partition(" ")
+    texts = [rest.strip() if scheme.lower() == "bearer" else given, headers.get("x-api-key", "")]
+    if _is_same_origin(headers):
+        texts.append(_cookie(headers.get("cookie", "")))
+    return [text for text in texts if text]
 
 
 def _cookie(text: str) -> str:
@@ -85,7 +192,7 @@ def _cookie(text: str) -> str:
     return morsel.value if morsel else ""
 
 
-def _is_loopback(scope: Scope) -> bool:
+def _is_loopback(scope: AsgiScope) -> bool:
     client = scope.get("client")
     try:
         return client is not None and ipaddress.ip_address(client[0]).is_loopback
@@ -93,12 +200,12 @@ def _is_loopback(scope: Scope) -> bool:
         return False
 
 
-def _is_own_page(headers: Headers) -> bool:
+def _has_loopback_name(headers: Headers) -> bool:
     try:
         name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
     except ValueError:  # such as "[::1": not a name, so not ours
         return False
-    return name in _LOOPBACK_NAMES and _is_same_origin(headers)
+    return name in _LOOPBACK_NAMES
 
 
 def _is_same_origin(headers: Headers) -> bool:

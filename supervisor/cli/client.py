@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
+from socket import gethostname
 from typing import Any, NamedTuple
 
 import httpx
@@ -34,8 +35,12 @@ class Client:
     """Calls one supervisor."""
 
     def __init__(self, url: str | None = None, key: str | None = None) -> None:
-        self.url = (url or os.environ.get("SUPERVISOR_URL") or _running_url()).rstrip("/")
+        url = url or os.environ.get("SUPERVISOR_URL")
         key = key or os.environ.get("SUPERVISOR_KEY")
+        if not url:
+            url, own_key = _running()
+            key = key or own_key
+        self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # A proxy of the environment would not reach this host itself.
         is_remote = httpx.URL(self.url).host not in ("127.0.0.1", "localhost", "::1")
@@ -133,9 +138,20 @@ def _refusal(response: httpx.Response) -> SupervisorRefused:
         return SupervisorRefused(f"HTTP {response.status_code} from {response.url}", "error")
 
 
-def _running_url() -> str:
-    """Address of the supervisor that runs on this host with the default folder."""
+def _running() -> tuple[str, str]:
+    """Address and key of the supervisor that runs on this host with the default folder.
+
+    It may want a key from this host too, and who may read its folder has it. The key is empty
+    unless that supervisor still lives: somebody else may listen where one was that was killed.
+    """
+    folder = default_folder()
     try:
-        return str(json.loads((default_folder() / "run.json").read_text())["url"])
-    except (OSError, ValueError, KeyError):
-        return DEFAULT_URL
+        run = json.loads((folder / "run.json").read_text())
+        url, pid, host = str(run["url"]), int(run["pid"]), run["host"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return DEFAULT_URL, ""
+    try:
+        os.kill(pid, 0)
+        return url, (folder / "api.key").read_text().strip() if host == gethostname() else ""
+    except (OSError, ValueError):
+        return url, ""

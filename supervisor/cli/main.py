@@ -11,12 +11,14 @@ from supervisor import __version__
 from supervisor.cli import (
     cluster,
     events,
+    keys,
     launching,
     models,
     output,
     programs,
     records,
     report,
+    requests,
     running,
 )
 
@@ -43,9 +45,11 @@ for command in (
     app.command()(command)
 app.command("logs")(running.show_logs)
 app.command("events")(events.show_events)
+app.command("requests")(requests.show_requests)
 app.command("report")(report.make_report)
 app.command("key")(programs.show_key)
 app.add_typer(records.launches_app, name="launches")
+app.add_typer(keys.keys_app, name="keys")
 app.add_typer(models.models_app, name="models")
 app.add_typer(programs.engine_app, name="engine")
 app.add_typer(programs.config_app, name="config")

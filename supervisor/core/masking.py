@@ -59,6 +59,8 @@ _SHAPES: Final = tuple(
         # Tokens of the hub, and keys of OpenAI's kind, as ours are.
         (r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{16,}", MASK),
         (r"(?<![A-Za-z0-9])sk-[\w-]{16,}", MASK),
+        # One of ours, whatever stands before it: in JSON that may be the n of a line break.
+        (r"sk-(?=[a-z_-]{0,31}[A-Z0-9])[\w-]{32}(?![\w-])", MASK),
         # Headers, whatever the scheme.
         (
             r"(?i)(?<![\w-])((?:proxy-)?authorization)(\\?[\"']?\s{0,3}[:=,]\s{0,3}(?:b?\\?[\"'])?)"

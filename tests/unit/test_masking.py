@@ -35,6 +35,13 @@ TABLE = [
     # Tokens that show by themselves.
     (f"using {HUB}.", "using ***."),
     (f"x {OURS}", "x ***"),
+    (json.dumps({"message": f"new key\n{OURS}"}), '{"message": "new key\\n***"}'),
+    (f"\x1b[1m{OURS}\x1b[0m %20{OURS}", "\x1b[1m***\x1b[0m %20***"),
+    (f"['supervisor', 'status', '--key', '{OURS}']", "['supervisor', 'status', '--key', '***']"),
+    (
+        "a task-force-of-thirty-two-characters-x, task-",
+        "a task-force-of-thirty-two-characters-x, task-",
+    ),
     ("a task-list of hf_hub_download, hf_repo", "a task-list of hf_hub_download, hf_repo"),
     # Headers.
     ("Authorization: Bearer abc.def", "Authorization: ***"),
@@ -167,7 +174,21 @@ def test_json_stays_json(value: object) -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["A", "a", "a-", "\\", '"', "KEY=", "a:", " ", 'TOKEN="', "TOKEN='a'", "/home/", "--key "],
+    [
+        "A",
+        "a",
+        "a-",
+        "sk-",
+        "\\",
+        '"',
+        "KEY=",
+        "a:",
+        " ",
+        'TOKEN="',
+        "TOKEN='a'",
+        "/home/",
+        "--key ",
+    ],
 )
 def test_it_takes_no_quadratic_time(piece: str) -> None:
     mask(piece * (400_000 // len(piece)), ALICE)  # minutes, if it did

@@ -224,10 +224,10 @@ def _tokens() -> tuple[str, ...]:
     """The vocabulary: control tokens, bytes, words (the sentence first), prefixes of words.
 
     SentencePiece merges pairs, so a word is found in a prompt only if its prefixes are tokens too.
+    Those of the sentence are: a prompt that ends within it is an answer to be continued.
     """
     words = _words()
-    common = words[len(SENTENCE.split()) :]
-    prefixes = [word[:end] for word in common for end in range(1, len(word))]
+    prefixes = [word[:end] for word in words for end in range(1, len(word))]
     controls = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     return tuple(dict.fromkeys([*controls, *words, *prefixes]))
 

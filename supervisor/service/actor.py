@@ -314,9 +314,8 @@ class Actor:
             is_repair = self._is_repair or self.awaited is not None
             plan = await self._planner.plan(spec, name, is_repair=is_repair)
         self.awaited = None
-        self._change(
-            plan=plan, loads=(), links=(), timeline=(), retry_at="", tokens_per_second=None
-        )
+        fresh: dict[str, Any] = {"loads": (), "links": (), "timeline": (), "retry_at": ""}
+        self._change(plan=plan, tokens_per_second=None, **fresh)
         return Event.PLANNED
 
     async def _wait_for_disk(self) -> None:
@@ -434,7 +433,8 @@ class Actor:
             self._ready_at_s = time.monotonic()
             changes |= {"phase": "", "error_code": "", "cause": None}
         if state not in (State.STARTING, State.READY, State.DEGRADED):
-            changes |= {"phase": "", "port": None, "loads": (), "links": ()}
+            changes |= {"phase": "", "port": None, "loads": (), "links": (), "slow": ""}
+            changes |= {"generated_tokens": None, "generated_s": None}
         if state is State.STARTING:
             changes |= {"phase": "workers"}
         if state is not State.BACKOFF:

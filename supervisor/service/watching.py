@@ -66,7 +66,7 @@ class Watch:
         self._workers = workers
         self._report = report
         self._look = look
-        self._speed: float | None = None
+        self._generated_tokens: int | None = None
         self._slow = ""
         self._due: dict[str, float] = {}
         self._on_cpu = _on_cpu(record.plan)
@@ -240,9 +240,13 @@ class Watch:
 
     async def _refresh_speed(self) -> None:
         found = await self._client.generated()
-        if found and found.tokens_per_second and found.tokens_per_second != self._speed:
-            self._speed = found.tokens_per_second
-            self._report(tokens_per_second=round(self._speed, 2))
+        if found is None or found.tokens == self._generated_tokens:
+            return
+        self._generated_tokens = found.tokens
+        said = {"generated_tokens": found.tokens, "generated_s": round(found.seconds, 3)}
+        if found.tokens_per_second:
+            said["tokens_per_second"] = round(found.tokens_per_second, 2)
+        self._report(**said)
 
 
 def _on_cpu(plan: Plan) -> frozenset[AgentId]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 # LLAMA_ARG_* overrides flags silently; the library paths decide which build really runs.
 _PREFIXES = ("LLAMA_", "GGML_", "HF_", "DYLD_", "CUDA_", "HIP_", "VK_", "MTL_", "AGX_", "OMP_")
 _NAMES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "TMPDIR")
-_DROPPED = ("LLAMA_ARG_", "LLAMA_SERVER_SLOTS_DEBUG")
+_DROPPED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_SLOTS_DEBUG")
 _SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 MASK = "***"
@@ -28,8 +28,9 @@ def for_engine(inherited: Mapping[str, str], ours: Mapping[str, str]) -> dict[st
     """Environment of an engine process: what we inherited, without what would harm, and ours.
 
     A copy of everything, since Termux programs need more of it than one would guess. The
-    ``LLAMA_ARG_*`` family is dropped: it would override the planned flags without a word; and so is
-    a variable that puts everybody's prompts into ``/slots``.
+    ``LLAMA_ARG_*`` family is dropped: it would override the planned flags without a word; and so
+    are one that adds a key which llama-server takes besides ours, and one that puts everybody's
+    prompts into ``/slots``.
     """
     kept = {n: value for n, value in inherited.items() if not n.startswith(_DROPPED)}
     return {**kept, **ours}

@@ -38,6 +38,7 @@ from link_runs import (
     Bench,
     Linked,
     Model,
+    Ready,
     Wire,
     ask,
     first_token_s,
@@ -160,8 +161,8 @@ async def _speeds(bench: Bench, model: Model, options: argparse.Namespace) -> Sp
         argv = await _rehearsed(linked, model, ctx_tokens)
         for load in range(options.loads):
             async with _both(bench, linked, model, argv, load, found, ctx_tokens) as servers:
-                for port in servers.values():
-                    await ask(port, options.prompt, WARM_TOKENS)
+                for ready in servers.values():
+                    await ask(ready, options.prompt, WARM_TOKENS)
                 for number in range(per_load):
                     await _pair(servers, options, load + number, found)
     return found
@@ -183,9 +184,9 @@ async def _both(
     number: int,
     found: Speeds,
     ctx_tokens: int,
-) -> AsyncIterator[dict[str, int]]:
-    """Ports of two llama-servers, which are loaded in turn."""
-    servers: dict[str, int] = {}
+) -> AsyncIterator[dict[str, Ready]]:
+    """Two llama-servers, which are loaded in turn."""
+    servers: dict[str, Ready] = {}
     async with AsyncExitStack() as stack:
         for kind in in_turn(("direct", "link"), number):
             if kind == "direct":
@@ -194,7 +195,7 @@ async def _both(
                 ready = await stack.enter_async_context(
                     _launched(linked, model, ctx_tokens, found.links)
                 )
-            servers[kind] = ready.port
+            servers[kind] = ready
         yield servers
 
 
@@ -211,7 +212,7 @@ async def _launched(
 
 
 async def _pair(
-    servers: Mapping[str, int], options: argparse.Namespace, number: int, found: Speeds
+    servers: Mapping[str, Ready], options: argparse.Namespace, number: int, found: Speeds
 ) -> None:
     for kind in in_turn(sorted(servers), number):
         answer = await ask(servers[kind], options.prompt, options.tokens)
@@ -311,7 +312,7 @@ async def _load_directly(
     async with bench.direct(argv, scenario.workers, scenario.wire) as ready:
         samples["direct_s"].append(ready.took_s)
         samples["direct_sent_bytes"].append(ready.up_bytes)
-        samples["direct_with_token_s"].append(ready.took_s + await first_token_s(ready.port))
+        samples["direct_with_token_s"].append(ready.took_s + await first_token_s(ready))
 
 
 async def _load_linked(linked: Linked, model: Model, launch: str, samples: Samples) -> None:
@@ -364,13 +365,13 @@ async def strangers(bench: Bench, options: argparse.Namespace) -> Report:
         ctx_tokens = max(512, options.prompt + options.tokens + 8)
         async with _launched(linked, model, ctx_tokens, found.links) as ready:
             agent = psutil.Process(linked.agents[WORKER].process.pid)
-            await ask(ready.port, options.prompt, WARM_TOKENS)
+            await ask(ready, options.prompt, WARM_TOKENS)
             before = _held(agent)
             targets = {NOBODY: 0} | {n: linked.link_ports[n] for n in (BYSTANDER, WORKER)}
             for number in range(options.pairs):
                 for name in in_turn(list(targets), number):
                     async with _strangers(bench, targets[name], options, calls):
-                        answer = await ask(ready.port, options.prompt, options.tokens)
+                        answer = await ask(ready, options.prompt, options.tokens)
                     found.decode[name].append(answer.decode_tokens_per_s)
                     found.answers.add(answer.text)
                 last = {name: f"{found.decode[name][-1]:.2f}" for name in targets}

@@ -35,7 +35,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from cluster import RUN_MARK, Cluster, Program, engine_pids, eventually, link_pids
+from cluster import RUN_MARK, Cluster, Program, engine_headers, engine_pids, eventually, link_pids
 from lab.links import Link, emulated_link
 
 from agents import engine as engines
@@ -140,6 +140,11 @@ class Ready:
     """All of the launch's timeline, from the request to the first token."""
     up_bytes: int = 0
     """Towards the workers, where relays count them."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """For who asks it."""
+        return engine_headers(self.argv)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +351,7 @@ class Linked:
         return sum([(await relay.traffic()).up_bytes for relay in self._relays])
 
 
-async def ask(port: int, prompt: int, tokens: int) -> Answer:
+async def ask(ready: Ready, prompt: int, tokens: int) -> Answer:
     """One greedy request to a llama-server; nothing of an earlier one is used again."""
     request = {
         "prompt": [FIRST_TOKEN + number % TOKENS for number in range(prompt)],
@@ -355,9 +360,13 @@ async def ask(port: int, prompt: int, tokens: int) -> Answer:
         "ignore_eos": True,
         "cache_prompt": False,
     }
-    url = f"http://{LOOPBACK}:{port}"
+    url = f"http://{LOOPBACK}:{ready.port}"
     async with httpx.AsyncClient(
-        base_url=url, trust_env=False, timeout=REQUEST_S, limits=NO_KEEPALIVE
+        base_url=url,
+        headers=ready.headers,
+        trust_env=False,
+        timeout=REQUEST_S,
+        limits=NO_KEEPALIVE,
     ) as http:
         answer = await http.post("/completion", json=request)
     answer.raise_for_status()
@@ -367,9 +376,10 @@ async def ask(port: int, prompt: int, tokens: int) -> Answer:
     return Answer(timings["prompt_per_second"], timings["predicted_per_second"], said["content"])
 
 
-async def first_token_s(port: int) -> float:
+async def first_token_s(ready: Ready) -> float:
     """Of the request by which the supervisor proves that a launch is ready."""
-    client = LlamaServerClient(port)
+    key = ready.headers.get("authorization", "").removeprefix("Bearer ")
+    client = LlamaServerClient(ready.port, key)
     try:
         started_s = time.monotonic()
         await client.first_completion(REQUEST_S)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,9 @@ class Cluster:
         """Start the supervisor and wait until it answers.
 
         The main host's processor is left to the agents, which all run on it here, and nothing is
-        measured unless it is asked for.
+        measured unless it is asked for. Nor does llama-server keep prompts, as if they were remote.
         """
-        chosen = {"host_layers": "false", "measure_idle": "false"} | settings
+        chosen = {"host_layers": "false", "measure_idle": "false", "prompt_cache_mib": 0} | settings
         named = {f"SUPERVISOR_{k.upper()}": str(v) for k, v in chosen.items()}
         data = self.folder / "supervisor"
         arguments = ["supervisor", "up", "--data", str(data), "--no-agent", "--port", str(port)]
@@ -105,6 +105,11 @@ class Cluster:
         await self.http.aclose()
         self.http = httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False)
         return program
+
+    @property
+    def engine_headers(self) -> dict[str, str]:
+        """For who asks a llama-server of this cluster itself."""
+        return _authorization(self.folder / "supervisor" / "engine.key")
 
     async def code(self, **params: Any) -> str:
         answer = await self.http.post("/api/join-code", params=params)
@@ -150,14 +155,19 @@ class Cluster:
 
     async def settled(self, name: str = "test", within_s: float = 60.0) -> dict[str, Any]:
         """The deployment once it is ready, failed or stopped."""
+        return await self.settled_as("ready", "failed", "stopped", name=name, within_s=within_s)
+
+    async def settled_as(
+        self, *states: str, name: str = "test", within_s: float = 60.0
+    ) -> dict[str, Any]:
+        """The deployment once it has one of these states."""
 
         async def is_settled() -> dict[str, Any] | None:
             deployment: dict[str, Any] = (await self.http.get(f"/api/deployments/{name}")).json()
-            return deployment if deployment["state"] in ("ready", "failed", "stopped") else None
+            return deployment if deployment["state"] in states else None
 
-        found: dict[str, Any] = await eventually(
-            is_settled, within_s=within_s, what=f"{name} settles"
-        )
+        what = f"{name} becomes {' or '.join(states)}"
+        found: dict[str, Any] = await eventually(is_settled, within_s=within_s, what=what)
         return found
 
     async def complete(self, prompt: str = "Hello", tokens: int = 16, **more: Any) -> str:
@@ -178,6 +188,17 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 program.process.kill()
                 program.process.wait()
+
+
+def engine_headers(argv: Sequence[str]) -> dict[str, str]:
+    """For who asks the llama-server of that command."""
+    if "--api-key-file" not in argv:
+        return {}
+    return _authorization(Path(argv[argv.index("--api-key-file") + 1]))
+
+
+def _authorization(key_file: Path) -> dict[str, str]:
+    return {"authorization": f"Bearer {key_file.read_text().strip()}"}
 
 
 def engine_pids() -> list[int]:

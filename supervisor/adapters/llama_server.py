@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import httpx
 import psutil
 
-from agents import process
+from agents import privatefile, process
+from agents.errors import FolderNotWritable
 from supervisor.core.entities import LaunchRecord
 from supervisor.core.slots import SlotState
 from supervisor.errors import EngineNotReady
@@ -21,6 +23,28 @@ from supervisor.ports import Answer, Generated, Health
 log = logging.getLogger(__name__)
 
 _METRIC = re.compile(r"^llamacpp:(\w+) ([-+.\deE]+)$", re.MULTILINE)
+
+_KEY_END = "-llama"
+"""llama-server writes the last four characters of its key into its log; these tell nothing."""
+
+
+def load_or_make_engine_key(path: Path) -> str:
+    """The key that our llama-servers ask for, readable by our user alone.
+
+    It stays the same as long as the file does: one that an earlier run of us started knows it.
+
+    Raises:
+        FolderNotWritable: It cannot be stored.
+    """
+    try:
+        if path.exists() and (kept := path.read_text().strip()):
+            path.chmod(0o600)
+            return kept
+        key = f"sk-{secrets.token_urlsafe(32)}{_KEY_END}"
+        privatefile.write(path, key)
+    except OSError as exc:
+        raise FolderNotWritable(f"cannot keep the key in {path}: {exc.strerror}") from exc
+    return key
 
 
 class LlamaServers:
@@ -70,10 +94,16 @@ class LlamaServers:
 class LlamaServerClient:
     """Asks one llama-server. Health never raises; the first completion does."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, key: str = "") -> None:
+        """``key``: what it asks for, if it does."""
         self.base_url = f"http://127.0.0.1:{port}"
         # No TLS on loopback; loading all authorities would take 13 ms of every launch.
-        self._http = httpx.AsyncClient(base_url=self.base_url, trust_env=False, verify=False)  # noqa: S501
+        self._http = httpx.AsyncClient(
+            base_url=self.base_url,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            trust_env=False,
+            verify=False,  # noqa: S501
+        )
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -87,6 +117,14 @@ class LlamaServerClient:
         if response.status_code == httpx.codes.OK:
             return Health.READY
         return Health.LOADING
+
+    async def refuses_us(self, timeout_s: float) -> bool:
+        """Whether it asks for another key than ours; ``/health`` asks for none."""
+        try:
+            response = await self._http.get("/v1/models", timeout=timeout_s)
+        except httpx.TransportError:
+            return False
+        return response.status_code == httpx.codes.UNAUTHORIZED
 
     async def first_completion(self, timeout_s: float) -> Answer:
         """One token, which proves what ``/health`` cannot: that every worker computes.

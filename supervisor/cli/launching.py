@@ -31,6 +31,15 @@ Transport = Annotated[
     Literal["link", "direct"],
     typer.Option(help="direct: without links, rpc-server itself on the network, without a key"),
 ]
+OnDemand = Annotated[
+    bool, typer.Option("--on-demand", help="a request for it starts it when it is stopped")
+]
+Ttl = Annotated[
+    float | None, typer.Option(help="stopped after this long without a request, seconds")
+]
+Aliases = Annotated[
+    list[str] | None, typer.Option("--alias", help="another name that requests may use; repeatable")
+]
 
 
 def plan(
@@ -75,6 +84,9 @@ def launch(
     pin_output: PinOutput = None,
     goal: Goal = Preset.BALANCED,
     transport: Transport = "link",
+    on_demand: OnDemand = False,
+    ttl: Ttl = None,
+    alias: Aliases = None,
     wait: Annotated[bool, typer.Option(help="wait until it is ready, or has failed")] = False,
     dry_run: Annotated[bool, typer.Option(help="print the plan, start nothing")] = False,
     url: Url = None,
@@ -86,6 +98,7 @@ def launch(
         model, ctx, min_ctx, slots, devices, exclude, order, split, kv, ubatch, pin_output, goal
     )
     spec["transport"] = transport
+    spec |= {"on_demand": on_demand, "ttl_s": ttl, "aliases": alias or []}
     _warn(transport)
     client = Client(url, key)
     if dry_run:

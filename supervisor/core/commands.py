@@ -4,7 +4,8 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 from agents.command import rpc_server_argv
 from agents.contract import RPC_PORTS, DeviceFacts
@@ -20,19 +21,48 @@ _FLAG = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One option we always want, in the spelling of each generation, and why.
+    """One option we want, in the spelling of each generation, and why.
 
     ``spellings`` are tried in order; an engine whose ``--help`` has none of them goes without.
     """
 
     spellings: tuple[tuple[str, ...], ...]
     reason: str
+    value: Literal["", "key_file", "cache_ram_mib", "ctx_checkpoints"] = ""
+    """Which of ``Chosen`` follows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Values of options that differ from launch to launch; ``None``: without that option."""
+
+    key_file: str | None = None
+    cache_ram_mib: int | None = 0
+    ctx_checkpoints: int | None = None
 
 
 FLAGS = (
     Flag((("-fit", "off"), ("--fit", "off")), "we placed the layers; fit only reconnects workers"),
     Flag((("--no-warmup",),), "the first completion is our own proof of readiness"),
-    Flag((("--cache-ram", "0"),), "the prompt cache would pull the KV cache back over the network"),
+    Flag(
+        (("--api-key-file",),),
+        "only the gateway may ask it; a key itself among arguments could be read by everybody",
+        "key_file",
+    ),
+    Flag(
+        (("--cache-ram",),),
+        "the prompt cache reads the KV cache back from the workers: only if they are local",
+        "cache_ram_mib",
+    ),
+    Flag(
+        (("--ctx-checkpoints",), ("--swa-checkpoints",)),
+        "each copies state from the workers while the request waits: not over slow links",
+        "ctx_checkpoints",
+    ),
+    Flag(
+        (("--sse-ping-interval", "10"),),
+        "slow devices need longer for a token than many clients wait for the next byte",
+    ),
     Flag((("-lv", "4"), ("--verbosity", "4")), "level 4 prints buffer sizes and load steps"),
     Flag((("--load-mode", "mmap"),), "map the model file; --mmap and --no-mmap ended in 2026"),
     Flag((("--metrics",),), "token counters"),
@@ -46,13 +76,16 @@ def known_flags(help_text: str) -> frozenset[str]:
     return frozenset(_FLAG.findall(help_text))
 
 
-def chosen_flags(known: frozenset[str]) -> list[str]:
+def chosen_flags(known: frozenset[str], chosen: Chosen = Chosen()) -> list[str]:
     """The flags of ``FLAGS`` that this engine has, each in its spelling."""
-    chosen: list[str] = []
+    words: list[str] = []
+    values = asdict(chosen)
     for flag in FLAGS:
-        spelling = next((words for words in flag.spellings if words[0] in known), ())
-        chosen.extend(spelling)
-    return chosen
+        spelling = next((each for each in flag.spellings if each[0] in known), None)
+        if spelling is None or (flag.value and values[flag.value] is None):
+            continue
+        words += [*spelling, *([str(values[flag.value])] if flag.value else [])]
+    return words
 
 
 def device_arguments(plan: Plan, endpoints: Mapping[AgentId, str]) -> list[str]:
@@ -96,8 +129,20 @@ def llama_server_argv(
     port: int,
     known: frozenset[str],
     alias: str,
+    key_file: str | None = None,
 ) -> list[str]:
-    """The complete llama-server command. It listens on loopback; the gateway is in front of it."""
+    """The complete llama-server command. It listens on loopback; the gateway is in front of it.
+
+    Args:
+        program: llama-server.
+        plan: What it is to do.
+        endpoints: Where it finds each worker.
+        port: Its own.
+        known: Options that this engine has.
+        alias: What it calls the model.
+        key_file: Holds the key that it asks for; ``None``: it answers everybody on this host.
+    """
+    chosen = Chosen(key_file, plan.cache_ram_mib, plan.ctx_checkpoints)
     return [
         program,
         "--model",
@@ -122,7 +167,7 @@ def llama_server_argv(
         "-ctv",
         plan.kv_type,
         *(["--backend-sampling"] if plan.samples_on_device else []),
-        *chosen_flags(known),
+        *chosen_flags(known, chosen),
     ]
 
 
@@ -133,6 +178,7 @@ def planned_commands(
     *,
     known: frozenset[str],
     alias: str,
+    key_file: str | None = None,
     direct: bool = False,
 ) -> list[tuple[str, list[str]]]:
     """What a launch of this plan would run: (device, command), the main host's last, as ``""``.
@@ -159,7 +205,9 @@ def planned_commands(
             agent: f"{LOOPBACK}:{port}" for agent, port in zip(endpoints, tops, strict=False)
         }
     port = _next_port(ports, LOOPBACK)
-    own = llama_server_argv(llama_server, plan, endpoints, port=port, known=known, alias=alias)
+    own = llama_server_argv(
+        llama_server, plan, endpoints, port=port, known=known, alias=alias, key_file=key_file
+    )
     return [*commands, ("", own)]
 
 

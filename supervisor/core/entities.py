@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Literal, NewType
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from agents.contract import DeviceFacts, RpcServerStatus
 from supervisor.core.lifecycle import State
@@ -14,6 +14,7 @@ LaunchId = NewType("LaunchId", int)
 
 ByteCount = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+Alias = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 MAX_REMOTE_DEVICES = 14
 """llama.cpp's scheduler takes 16 backends, the CPU and BLAS ones among them (ggml-backend.cpp)."""
 
@@ -61,6 +62,15 @@ class DeploymentSpec(FrozenModel):
     prompt_tokens: int = Field(default=1000, ge=1, description="of a usual request")
     generated_tokens: int = Field(default=300, ge=0, description="of a usual request")
     users: int = Field(default=1, ge=1, le=256, description="served at once")
+    on_demand: bool = Field(
+        default=False, description="a request for it starts it when it is stopped"
+    )
+    ttl_s: Seconds | None = Field(
+        default=None, gt=0, description="stopped after this long without a request; None: never"
+    )
+    aliases: tuple[Alias, ...] = Field(
+        default=(), max_length=16, description="other names that requests may use"
+    )
 
 
 class ModelFacts(FrozenModel):
@@ -146,6 +156,12 @@ class Plan(FrozenModel):
     host: HostShare = HostShare()
     tensor_overrides: tuple[str, ...] = Field(default=(), description="for -ot")
     samples_on_device: bool = Field(default=False, description="--backend-sampling")
+    cache_ram_mib: int = Field(
+        default=0, ge=0, description="--cache-ram: for prompts of earlier conversations"
+    )
+    ctx_checkpoints: int | None = Field(
+        default=None, ge=0, description="--ctx-checkpoints; None: the engine's own default"
+    )
     prediction: Prediction | None = None
     reasons: tuple[str, ...] = Field(default=(), description="why, in sentences")
     left_out: tuple[LeftOut, ...] = ()
@@ -368,6 +384,10 @@ class Deployment(FrozenModel):
     links: tuple[LinkView, ...] = ()
     timeline: tuple[Milestone, ...] = ()
     tokens_per_second: float | None = None
+    generated_tokens: int | None = Field(
+        default=None, description="by the llama-server of this launch, as it said last"
+    )
+    generated_s: Seconds | None = Field(default=None, description="the time that this took")
     slow: str = Field(default="", description="if it is slower than it normally was: how, and who")
 
 

@@ -48,6 +48,7 @@ def explain(
         found = [
             *_choice(request, best),
             *_shrunk(request, result),
+            *_slots(best),
             *_expectation(best),
             *_guesses(request, best),
             *_unreliable(request, best),
@@ -108,6 +109,19 @@ def _shrunk(request: PlanRequest, result: Planned) -> Iterator[str]:
         memory = "that memory" if changes else "its memory of a conversation"
         changes.append(f"{memory} is stored more coarsely (a {run.kv_type} cache)")
     yield f"What you asked for does not fit, so {' and '.join(changes) or result.shrunk[0]}."
+
+
+def _slots(best: Placement) -> Iterator[str]:
+    run = best.run
+    if run.slots == 1:
+        return
+    has = (
+        f"and they share the context of {run.ctx_tokens} tokens"
+        if run.is_unified
+        else f"each with a context of {run.cells} tokens, since the {run.ctx_tokens} are divided"
+        " among them"
+    )
+    yield f"Up to {run.slots} requests are answered at once (-np {run.slots}), {has}."
 
 
 def _expectation(best: Placement) -> Iterator[str]:

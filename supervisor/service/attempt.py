@@ -153,7 +153,10 @@ class Attempt:
         self._client = self._tools.connect_engine(record.port)
         if record.outcome != "ready":
             return True  # still loading: whether it gets there is watched as always
-        return await self._client.health(_ADOPT_S) is Health.READY
+        if await self._client.health(_ADOPT_S) is not Health.READY:
+            return False
+        # The key may have been replaced meanwhile; one that wants another is of no use to anybody.
+        return not await self._client.refuses_us(_ADOPT_S)
 
     # -- while it serves ---------------------------------------------------------------------
 
@@ -337,6 +340,7 @@ class Attempt:
             port=port,
             known=host.known_flags,
             alias=self._deployment.id,
+            key_file=str(host.key_file),
         )
         # A private, empty configuration folder: a stray config.ini changes flags silently.
         ours = {**SET_BY_US, "XDG_CONFIG_HOME": str(host.folder / "empty-config")}

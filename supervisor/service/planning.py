@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from supervisor.core import launch_plan
+from supervisor.core.engine_defaults import engine_defaults
 from supervisor.core.entities import AgentId, Cause, Deployment, DeploymentId, DeploymentSpec, Plan
 from supervisor.core.explain import explain
 from supervisor.core.lessons import Lesson
@@ -54,10 +55,13 @@ class _Found:
     world: World
     planned: Planned
     plan: Plan
+    defaults: tuple[str, ...]
+    """Why llama-server is to keep of earlier conversations what it keeps."""
 
     def explained(self, what_ifs: Sequence[WhatIf] = ()) -> Plan:
         sentences = explain(self.world.request, self.planned, what_ifs)
-        return self.plan.model_copy(update={"reasons": (*sentences, *self.world.remarks)})
+        reasons = (*sentences, *self.defaults, *self.world.remarks)
+        return self.plan.model_copy(update={"reasons": reasons})
 
 
 class Planner:
@@ -170,7 +174,20 @@ class Planner:
 
     async def _found(self, wish: Wish, eligible: Eligibility) -> _Found:
         world = await self._reader.read(wish, eligible)
-        return _Found(world, *await self._planned(world, is_launch=wish.is_launch))
+        planned, plan = await self._planned(world, is_launch=wish.is_launch)
+        defaults = engine_defaults(
+            plan,
+            world.request,
+            planned.best,
+            world.places,
+            world.host,
+            most_cache_mib=self._tools.settings.prompt_cache_mib,
+        )
+        chosen = {
+            "cache_ram_mib": defaults.cache_ram_mib,
+            "ctx_checkpoints": defaults.ctx_checkpoints,
+        }
+        return _Found(world, planned, plan.model_copy(update=chosen), defaults.reasons)
 
     def _eligibility(self, asked: Asked) -> Eligibility:
         registry = self._tools.registry

@@ -1,7 +1,7 @@
 """What the use cases work with: the outside world, passed in by the composition root."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents.contract import EngineFacts
@@ -31,6 +31,11 @@ class MainHost:
     known_flags: frozenset[str]
     inherited: Mapping[str, str]
     folder: Path
+
+    @property
+    def key_file(self) -> Path:
+        """Holds the key that our llama-servers ask for; their commands name it, so in full."""
+        return (self.folder / "engine.key").absolute()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +67,5 @@ class Tools:
     identity: Identity
     main_host: MainHost
     journal: Journal
+    engine_key: str = field(default="", repr=False)
+    """What our llama-servers ask for: ``Authorization: Bearer``."""

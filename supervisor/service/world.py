@@ -50,6 +50,7 @@ class World:
 
     spec: DeploymentSpec
     model: Model
+    host: HostFacts
     places: Mapping[str, Place]
     left_out: tuple[LeftOut, ...]
     request: PlanRequest
@@ -93,6 +94,7 @@ class WorldReader:
         return World(
             spec=choice.spec,
             model=model,
+            host=host,
             places=places,
             left_out=(*choice.left_out, *itself),
             request=request,

@@ -45,7 +45,8 @@ async def supervisor_killed(world: World) -> Outcome:
     """It comes back on the same folder; a client of llama-server itself notices nothing."""
     async with watching(world) as watcher:
         before = await world.live()
-        async with load(f"http://{LOOPBACK}:{before.port}") as client:
+        headers = world.cluster.engine_headers
+        async with load(f"http://{LOOPBACK}:{before.port}", headers=headers) as client:
             await world.kill_supervisor()
             await asyncio.sleep(RESTART_PAUSE_S)
             began_s = time.monotonic()
@@ -87,7 +88,8 @@ async def supervisor_frozen(world: World) -> Outcome:
     """As a laptop that sleeps: for longer than a silent device is believed."""
     async with watching(world) as watcher:
         before = await world.live()
-        async with load(f"http://{LOOPBACK}:{before.port}") as client:
+        headers = world.cluster.engine_headers
+        async with load(f"http://{LOOPBACK}:{before.port}", headers=headers) as client:
             began_s = time.monotonic()
             world.signal(world.supervisor.process.pid, signal.SIGSTOP)
             await asyncio.sleep(FREEZE_S)

@@ -5,7 +5,7 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,6 +117,7 @@ class Load:
 
     url: str
     seed: int = 1
+    headers: Mapping[str, str] = field(default_factory=dict)
     tokens: int = 0
     errors: list[str] = field(default_factory=list)
     """Answers that broke off, and requests that were refused."""
@@ -125,7 +126,9 @@ class Load:
         """For ever."""
         rng = random.Random(self.seed)
         timeout = httpx.Timeout(None, connect=5.0)
-        async with httpx.AsyncClient(base_url=self.url, timeout=timeout, trust_env=False) as http:
+        async with httpx.AsyncClient(
+            base_url=self.url, headers=self.headers, timeout=timeout, trust_env=False
+        ) as http:
             while True:
                 try:
                     await self._ask(http, " ".join(rng.choices(WORDS, k=PROMPT_WORDS)))
@@ -166,9 +169,11 @@ class Refused(Exception):
 
 
 @asynccontextmanager
-async def load(url: str, seed: int = 1) -> AsyncIterator[Load]:
-    """A client of ``url`` that is being answered."""
-    made = Load(url, seed)
+async def load(
+    url: str, seed: int = 1, headers: Mapping[str, str] | None = None
+) -> AsyncIterator[Load]:
+    """A client of ``url`` that is being answered; llama-server itself wants a key, in headers."""
+    made = Load(url, seed, headers or {})
     task = asyncio.create_task(made.run())
     try:
         await made.moves()

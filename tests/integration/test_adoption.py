@@ -58,8 +58,9 @@ async def test_a_running_launch_is_taken_over_while_a_stream_goes_on(
     engines = set(engine_pids())
     body = {"prompt": "Hello", "n_predict": 200, "temperature": 0, "stream": True}
     text = ""
+    base_url = f"http://127.0.0.1:{before['port']}"
     async with (
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{before['port']}", timeout=60) as http,
+        httpx.AsyncClient(base_url=base_url, headers=kept.engine_headers, timeout=60) as http,
         http.stream("POST", "/completion", json=body) as answer,
     ):
         lines = answer.aiter_lines()

@@ -101,6 +101,17 @@ async def test_without_links_a_warning_says_what_is_exposed(
     assert "pigeon" in wrong.stderr
 
 
+async def test_a_launch_says_what_requests_may_do_with_it(pair: Cluster, demo_model: Path) -> None:
+    launch = ["launch", str(demo_model), "--name", "m", "--ctx", "512"]
+    for wrong in (["--ttl", "0"], ["--alias", " "], ["--alias", "x" * 201]):
+        refused = await cli(pair, *launch, *wrong)
+        assert refused.returncode == 1, wrong
+    wishes = ["--on-demand", "--ttl", "600", "--alias", "gpt-4o", "--alias", "my model"]
+    spec = (await as_json(pair, *launch, *wishes, "--wait"))["spec"]
+    assert (spec["on_demand"], spec["ttl_s"]) == (True, 600.0)
+    assert spec["aliases"] == ["gpt-4o", "my model"]
+
+
 async def test_another_host_needs_the_key(pair: Cluster) -> None:
     key = await cli(None, "key", "--data", str(pair.folder / "supervisor"))
     assert key.stdout.startswith("sk-")

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from cluster import Cluster, eventually
+from cluster import Cluster, engine_headers, eventually
 
 from supervisor.core.memory import MIB
 from supervisor.demo_model import SENTENCE
@@ -189,7 +189,9 @@ async def test_the_shell_commands_repeat_the_launch_by_hand(
         async def answers() -> str | None:
             try:
                 url = f"http://127.0.0.1:{port}/completion"
-                async with httpx.AsyncClient(trust_env=False) as http:
+                async with httpx.AsyncClient(
+                    headers=engine_headers(words), trust_env=False
+                ) as http:
                     answer = await http.post(url, json={"prompt": "Hi", "n_predict": 4})
             except httpx.TransportError:
                 return None

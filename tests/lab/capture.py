@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from cluster import eventually
+from cluster import engine_headers, eventually
 
 from agents import ports
 from agents.command import rpc_server_argv
@@ -174,7 +174,9 @@ async def serving(argv: list[str], port: int, log: Path) -> AsyncIterator[Servin
     started_s = time.monotonic()
     with child(argv, log) as process:
         url = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as http:
+        async with httpx.AsyncClient(
+            base_url=url, headers=engine_headers(argv), trust_env=False, timeout=60
+        ) as http:
 
             async def is_up() -> bool:
                 assert process.poll() is None, log.read_text(errors="replace")[-2000:]

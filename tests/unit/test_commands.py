@@ -38,7 +38,11 @@ MODERN_HELP = """\
 -fit,  --fit [on|off]                   whether to adjust unset arguments to fit in device memory
 -fitc, --fit-ctx N                      minimum ctx size that can be set by --fit option
 -lv,   --verbosity, --log-verbosity N   set the verbosity threshold
+-ctxcp, --ctx-checkpoints, --swa-checkpoints N
+                                        max number of context checkpoints per slot (default: 32)
 -cram, --cache-ram N                    set the maximum cache size in MiB (default: 8192)
+--api-key-file FNAME                    path to file containing API keys (default: none)
+--sse-ping-interval N                   server SSE ping interval in seconds (default: 30)
 --warmup, --no-warmup                   whether to perform warmup with an empty run
 --ui,  --webui, --no-ui, --no-webui     whether to enable the Web UI (default: enabled)
 --metrics                               enable prometheus compatible metrics endpoint
@@ -58,7 +62,8 @@ OLD_HELP = """\
 """
 
 MODERN_FLAGS = (
-    "-fit off --no-warmup --cache-ram 0 -lv 4 --load-mode mmap --metrics --slots --no-webui"
+    "-fit off --no-warmup --cache-ram 0 --sse-ping-interval 10 -lv 4 --load-mode mmap --metrics"
+    " --slots --no-webui"
 )
 OLD_FLAGS = "--no-warmup -lv 4 --metrics --slots --no-webui"
 
@@ -156,6 +161,21 @@ def test_what_the_plan_decided_is_in_the_command() -> None:
     assert "--backend-sampling" in argv
 
 
+def test_what_is_kept_of_conversations_follows_the_plan_and_the_key_is_in_its_file() -> None:
+    made = plan().model_copy(update={"cache_ram_mib": 4096, "ctx_checkpoints": 0})
+    known = known_flags(MODERN_HELP)
+    argv = llama_server_argv("s", made, {}, port=1, known=known, alias="m", key_file="/d/e key")
+    said = shlex.join(argv)
+    assert " --api-key-file '/d/e key' --cache-ram 4096 --ctx-checkpoints 0 --sse-ping" in said
+    older = frozenset({"--swa-checkpoints"})
+    argv = llama_server_argv("s", made, {}, port=1, known=older, alias="m", key_file="/d/key")
+    assert argv[-2:] == ["--swa-checkpoints", "0"], "the rest it does not know"
+    unknown = known_flags(OLD_HELP)
+    argv = llama_server_argv("s", made, {}, port=1, known=unknown, alias="m", key_file="/d/key")
+    assert "/d/key" not in argv
+    assert "0" not in argv[argv.index("-ctv") :]
+
+
 def test_the_main_host_alone_takes_no_device() -> None:
     assert device_arguments(plan(), {}) == ["--device", "none", "-ngl", "0"]
 
@@ -168,13 +188,20 @@ def test_a_planned_launch_shows_the_commands_of_all_hosts() -> None:
         for name in ("a", "b")
     }
     commands = planned_commands(
-        made, facts, "llama-server", known=frozenset(), alias="m", direct=True
+        made,
+        facts,
+        "llama-server",
+        known=frozenset({"--api-key-file"}),
+        alias="m",
+        key_file="/d/engine.key",
+        direct=True,
     )
     assert [where for where, _ in commands] == ["a", "b", ""]
     assert shlex.join(commands[0][1]) == "/opt/ggml-rpc-server -H 10.0.0.0 -p 8110 -t 6 -d CPU"
     assert commands[1][1][-1] == "CUDA0,CUDA1"
     own = commands[2][1]
     assert own[own.index("--rpc") + 1] == "10.0.0.0:8110,10.0.0.1:8110"
+    assert own[-2:] == ["--api-key-file", "/d/engine.key"]
 
 
 def test_with_links_every_rpc_server_listens_on_loopback_only() -> None:

@@ -87,6 +87,17 @@ def test_devices_that_share_a_model_are_named_with_the_reason() -> None:
     assert roomy.startswith("The main host and gpu share the model (18.3 GiB), since that is ")
 
 
+def test_what_each_of_several_requests_has_of_the_context_is_said() -> None:
+    split = text(GPU, wanted=Wanted(ctx_tokens=4096, slots=4, is_unified=False))
+    assert (
+        "Up to 4 requests are answered at once (-np 4), each with a context of 1024 tokens, since"
+        " the 4096 are divided among them." in split
+    )
+    shared = text(GPU, wanted=Wanted(ctx_tokens=4096, slots=4, is_unified=True))
+    assert "(-np 4), and they share the context of 4096 tokens." in shared
+    assert "at once" not in text(GPU)
+
+
 def test_each_device_has_its_layers() -> None:
     found = sentences(GPU, MAC, PI, shape=LARGE)
     (layers,) = [one for one in found if one.startswith("Every token passes through 20 layers")]

@@ -4,6 +4,7 @@ import pytest
 from planning_world import device as offer
 from planning_world import host as main_host
 from planning_world import layer, model, speed, wired
+from pydantic import ValidationError
 from test_offers import CPU, CUDA, device
 
 from supervisor.core import launch_plan
@@ -156,3 +157,35 @@ def test_without_the_engines_word_the_formulas_get_a_margin() -> None:
     assert careful.compute_extra_bytes > 0
     assert exact.margin_floor_bytes == careful.margin_floor_bytes == 5
     assert exact.allow_sampling_on_devices
+
+
+def test_a_plan_of_an_older_version_is_read_as_it_was_launched() -> None:
+    stored = planned(request()).model_dump(mode="json")
+    for name in ("cache_ram_mib", "ctx_checkpoints"):
+        del stored[name]
+    found = Plan.model_validate(stored)
+    assert (found.cache_ram_mib, found.ctx_checkpoints) == (0, None)
+
+
+def test_a_deployment_of_an_older_version_runs_until_it_is_stopped_and_has_one_name() -> None:
+    found = spec()
+    assert (found.on_demand, found.ttl_s, found.aliases) == (False, None, ())
+    found = spec(on_demand=True, ttl_s=60, aliases=[" gpt-4o ", "x" * 200])
+    assert found.aliases == ("gpt-4o", "x" * 200)
+    assert DeploymentSpec.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ttl_s": 0},
+        {"ttl_s": -1},
+        {"aliases": [""]},
+        {"aliases": ["  "]},
+        {"aliases": ["x" * 201]},
+        {"aliases": ["a"] * 17},
+    ],
+)
+def test_impossible_wishes_of_the_gateway_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        spec(**wrong)

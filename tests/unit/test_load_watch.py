@@ -55,6 +55,9 @@ class Server:
 
     async def close(self) -> None: ...
 
+    async def refuses_us(self, timeout_s: float) -> bool:
+        raise AssertionError("nobody asks while it loads")
+
     async def first_completion(self, timeout_s: float) -> Answer:
         return Answer(1, None)
 

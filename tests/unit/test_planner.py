@@ -269,3 +269,29 @@ async def test_an_answer_says_what_would_change_it() -> None:
     answer = await made.answer(spec())
     assert any("quantisation" in what.change for what in answer.what_ifs)
     assert any("quantisation" in reason for reason in answer.plan.reasons)
+
+
+async def test_what_is_kept_of_conversations_is_in_the_plan_with_the_reason() -> None:
+    made, _, _ = planner(device("a"), host_gib=32)
+    plan = await made.plan(spec())
+    assert plan.cache_ram_mib == 0
+    assert any("over the network from a." in reason for reason in plan.reasons)
+    made, _, _ = planner(device("own", boot_id=HOST.boot_id), host_gib=32)
+    plan = await made.plan(spec())
+    assert plan.cache_ram_mib == 8192
+    assert any("8.0 GiB of what the main host has left" in reason for reason in plan.reasons)
+
+
+async def test_the_engines_word_counts_for_what_is_left_for_prompts_too() -> None:
+    def says(plan: Plan) -> EngineMemory:
+        uses = [EngineUse(s.device, 4 * GIB, 1, 1) for s in plan.shards]
+        return EngineMemory(tuple(uses), EngineUse("Host", 1, 1, 1))
+
+    own = device("own", boot_id=HOST.boot_id)
+    made, _, _ = planner(own, host_gib=12)
+    before = (await made.answer(spec())).plan
+    made, estimator, _ = planner(own, says=says, host_gib=12)
+    after = (await made.answer(spec())).plan
+    assert estimator.asked
+    assert after.memory_from == "engine"
+    assert 0 < after.cache_ram_mib < before.cache_ram_mib - 1000

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import httpx
-
 from agents import datafolder, engine, facts, ports, privatefile, tls, web
 from agents.cli import STOP_SIGNALS
 from agents.contract import EngineFacts
@@ -24,15 +22,22 @@ from supervisor import files
 from supervisor.adapters import agent_archive
 from supervisor.adapters.agent_client import AgentClient
 from supervisor.adapters.authority import Authority
+from supervisor.adapters.engine_http import EngineHttp
 from supervisor.adapters.link_probe import LinkProbe
 from supervisor.adapters.link_process import LinkProcesses
-from supervisor.adapters.llama_server import LlamaServerClient, LlamaServers
+from supervisor.adapters.llama_server import (
+    LlamaServerClient,
+    LlamaServers,
+    load_or_make_engine_key,
+)
 from supervisor.adapters.local_agent import LocalAgent
 from supervisor.adapters.memory_oracle import MemoryOracle
 from supervisor.adapters.models import list_models, read_any_model, read_model
 from supervisor.adapters.store import Store
 from supervisor.api.auth import load_or_make_key
+from supervisor.api.http_server import page_server
 from supervisor.api.join_api import create_join_app
+from supervisor.api.metrics_api import Metrics
 from supervisor.api.rest import Services
 from supervisor.api.web import create_app
 from supervisor.core.commands import known_flags
@@ -40,14 +45,18 @@ from supervisor.core.lifecycle import State
 from supervisor.errors import SupervisorRunning
 from supervisor.service.doubting import Doubts
 from supervisor.service.events import EventBus
+from supervisor.service.gateway import Gateway
 from supervisor.service.idle_measuring import IdleMeasurer
 from supervisor.service.journal import Journal
+from supervisor.service.keyring import KeyRing
 from supervisor.service.measuring import Measurer
+from supervisor.service.on_demand import OnDemand
 from supervisor.service.own_log import OwnLog
 from supervisor.service.pushing import Pusher
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
 from supervisor.service.reporting import Reporter
+from supervisor.service.request_log import RequestLog
 from supervisor.service.tidying import Tidier
 from supervisor.service.tools import Identity, MainHost, Tools
 from supervisor.settings import Settings
@@ -107,7 +116,7 @@ class _Parts:
     services: Services
     journal: Journal
     context: ssl.SSLContext
-    http: httpx.AsyncClient
+    engine_http: EngineHttp
     links: LinkProcesses
     servers: list[tuple[web.Web, list[socket.socket]]]
 
@@ -137,7 +146,9 @@ async def _run(
     )
     doubts = Doubts(services.registry, LinkProbe(parts.context))
     works = [services.registry.watch_silence(), idle.run(), parts.journal.run()]
-    works += [doubts.run(), Tidier(services.registry).run()]
+    works += [doubts.run(), Tidier(services.registry).run(), services.keyring.run()]
+    works += [services.request_log.run(), services.metrics.run()]
+    works += [services.gateway.run(services.bus)]
     others = [asyncio.create_task(work) for work in works]
     if settings.local_agent:
         own = LocalAgent(
@@ -157,7 +168,7 @@ async def _run(
         announce(_running(services))
         await _until_stopped(stop, [*serving, *others])
     finally:
-        services.reconciler.begin_to_end()
+        services.gateway.begin_to_end()
         await services.reconciler.close()
         (folder / RUN_FILE).unlink(missing_ok=True)
         services.bus.close()
@@ -167,8 +178,10 @@ async def _run(
             task.cancel()
         await asyncio.gather(*serving, *others, return_exceptions=True)
         await parts.links.close()  # nobody measures any more
-        await parts.http.aclose()
+        await parts.engine_http.close()
         await services.registry.close()
+        await services.request_log.close()
+        await services.keyring.close()
         await parts.journal.close()
         log.info("supervisor.stopped")
 
@@ -218,6 +231,7 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         "device", name, change, text=reason
     )
     links.prepare()
+    engine_key = load_or_make_engine_key(main_host.key_file)
     tools = Tools(
         settings=settings,
         registry=registry,
@@ -228,7 +242,7 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         host_available_bytes=lambda: facts.memory()[1],
         probe=probe,
         engines=LlamaServers(folder / "children.json", main_host.boot_id),
-        connect_engine=LlamaServerClient,
+        connect_engine=lambda port: LlamaServerClient(port, engine_key),
         links=links,
         identity=Identity(
             authority.supervisor_certificate,
@@ -237,12 +251,30 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         ),
         main_host=main_host,
         journal=journal,
+        engine_key=engine_key,
     )
     reconciler = Reconciler(tools, bus)
     own_log = OwnLog()
     own_log.install()
     key = load_or_make_key(folder)
-    reporter = Reporter(tools, reconciler.all, engines, own_log, secrets=[key])
+    keyring = KeyRing(store, key)
+    reporter = Reporter(tools, reconciler.all, engines, own_log, secrets=[key, engine_key])
+    request_log = RequestLog(store)
+    metrics = Metrics(reconciler.all, registry.devices, bus, lambda: gateway.lane_counts)
+    request_log.on_note.append(metrics.note)
+
+    def models() -> list[dict[str, object]]:
+        return list_models([*settings.model_folders, Path.home() / "models"])
+
+    engine_http = EngineHttp(tools.engine_key)
+    gateway = Gateway(
+        settings,
+        reconciler,
+        engine_http,
+        keyring,
+        OnDemand(settings, reconciler, models),
+        request_log.note,
+    )
     services = Services(
         settings=settings,
         registry=registry,
@@ -253,17 +285,18 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         bus=bus,
         main_host=main_host,
         engines=tuple(engines),
-        list_models=lambda: list_models([*settings.model_folders, Path.home() / "models"]),
+        list_models=models,
         join_endpoints=(addresses.agents_endpoint,),
         fingerprint=authority.fingerprint,
         server_pin=authority.server_pin(),
         url=addresses.url,
-        key=key,
+        keyring=keyring,
         journal=journal,
         reporter=reporter,
+        request_log=request_log,
+        gateway=gateway,
+        metrics=metrics,
     )
-    # A slow phone may think for minutes before its first byte: no read time-out towards the engine.
-    http = httpx.AsyncClient(timeout=httpx.Timeout(None, connect=5.0), trust_env=False)
     join_app = create_join_app(
         registry,
         authority.certificate_pem,
@@ -278,9 +311,9 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         authority=authority.certificate_path,
         need_client=False,
     )
-    page = web.plain(create_app(services, http, files.dashboard()))
+    page = page_server(create_app(services, files.dashboard()), settings)
     servers = [(page, addresses.web), (join_web, [addresses.agents])]
-    return _Parts(services, journal, context, http, links, servers)
+    return _Parts(services, journal, context, engine_http, links, servers)
 
 
 async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:

@@ -1,6 +1,7 @@
 """What the use cases need of the outside world, as types. ``adapters`` provide it."""
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -27,9 +28,11 @@ from supervisor.core.entities import (
     ModelFacts,
     Plan,
 )
+from supervisor.core.keys import ApiKey
 from supervisor.core.lessons import Lesson
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
 from supervisor.core.model_shape import ModelShape
+from supervisor.core.request_record import RequestRecord
 from supervisor.core.seeding import FileTensor
 from supervisor.core.slots import SlotState
 from supervisor.link.job import LinkJob, LinkStats
@@ -183,6 +186,8 @@ class ServerClient(Protocol):
 
     async def health(self, timeout_s: float) -> Health: ...
 
+    async def refuses_us(self, timeout_s: float) -> bool: ...
+
     async def first_completion(self, timeout_s: float) -> Answer: ...
 
     async def generated(self) -> Generated | None: ...
@@ -190,6 +195,30 @@ class ServerClient(Protocol):
     async def slots(self, timeout_s: float) -> tuple[SlotState, ...] | None: ...
 
     async def close(self) -> None: ...
+
+
+class EngineCut(Exception):
+    """llama-server went away before it had answered; what becomes of the request is ours to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAnswer:
+    """What an engine answers: head, and body in the pieces in which it comes."""
+
+    status: int
+    headers: Sequence[tuple[str, str]]
+    chunks: AsyncIterator[bytes]
+    """Raises ``EngineCut``."""
+
+
+class EnginePassage(Protocol):
+    """Passes requests on to the engines of this host."""
+
+    def opened(
+        self, port: int, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> contextlib.AbstractAsyncContextManager[UpstreamAnswer]:
+        """Raises ``EngineCut``. Leaving the block hangs up."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,3 +297,23 @@ class StorePort(Protocol):
     def save_lesson(self, lesson: Lesson) -> None: ...
 
     def lessons(self) -> list[Lesson]: ...
+
+    def save_key(self, key_hash: str, key: ApiKey) -> None: ...
+
+    def api_keys(self) -> list[tuple[str, ApiKey]]: ...
+
+    def delete_key(self, key_hash: str) -> None: ...
+
+    def save_key_usage(self, keys: Mapping[str, ApiKey]) -> None:
+        """All of it, or nothing. A key that is gone stays gone."""
+        ...
+
+    def save_requests(self, records: Sequence[RequestRecord]) -> None:
+        """All of them, or none; only the newest are kept."""
+        ...
+
+    def requests(
+        self, limit: int = 100, deployment: str | None = None, caller: str | None = None
+    ) -> list[RequestRecord]:
+        """Newest first."""
+        ...

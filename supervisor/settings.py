@@ -1,20 +1,28 @@
 """One frozen settings object, built by a pure function from a TOML text and the environment."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
 from agents.contract import JOIN_PORT
 from supervisor.core.entities import FrozenModel, Seconds
+from supervisor.core.keys import KeylessLoopback
 from supervisor.errors import BadSettings
 
 PREFIX = "SUPERVISOR_"
 CLIENT_VARIABLES = ("SUPERVISOR_URL", "SUPERVISOR_KEY", "SUPERVISOR_JOIN_CODE")
 """Read by the command line as a client or an agent; they configure no supervisor."""
+
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
+"""As browsers send it, such as ``https://chat.example``; ``*`` is any."""
+
+_LISTS: Final = {"model_folders": ":", "cors_origins": r"[,\s]"}
+"""What separates the parts of a list in an environment variable; an origin has colons itself."""
 
 
 class Settings(FrozenModel):
@@ -36,6 +44,21 @@ class Settings(FrozenModel):
     backend_sampling: bool = Field(False, description="devices may pick tokens (experimental)")
     log_format: Literal["text", "json"] = Field("text", description="of our own log lines")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    keyless_loopback: KeylessLoopback = Field(
+        "all", description="what is open to this host without a key: all, /v1 only, or nothing"
+    )
+    cors_origins: tuple[Origin, ...] = Field(
+        (), description="sites whose pages may call /v1; empty: none but our own"
+    )
+    connections_limit: int = Field(
+        2000, ge=1, description="open connections of clients; half of it for one other host"
+    )
+    client_stall_s: Seconds = Field(
+        60.0, gt=0, description="a client that reads nothing for this long is cut off"
+    )
+    prompt_cache_mib: int = Field(
+        8192, ge=0, description="the most for prompts of earlier conversations, if all is local"
+    )
 
     heartbeat_s: Seconds = Field(5.0, gt=0, description="between heartbeats of an agent")
     late_after_s: Seconds = Field(10.0, description="a device this silent gets no new work")
@@ -61,6 +84,22 @@ class Settings(FrozenModel):
     health_longest_s: Seconds = Field(10.0, gt=0, description="longest pause between /health polls")
     health_timeout_s: Seconds = Field(5.0, gt=0, description="of one /health poll")
     grace_s: Seconds = Field(10.0, gt=0, description="from SIGTERM to SIGKILL of llama-server")
+
+    queue_limit: int = Field(512, ge=0, description="requests that may wait for a deployment")
+    queue_wait_s: Seconds = Field(
+        300.0, description="a request waits at most so long, unless it or its key says otherwise"
+    )
+    keep_alive_s: Seconds = Field(
+        10.0, gt=0, description="between comments to streaming clients that wait"
+    )
+    body_limit_mib: int = Field(64, ge=1, le=4096, description="the largest request")
+    bodies_limit_mib: int = Field(256, ge=1, description="all requests together")
+    on_demand_models: bool = Field(
+        False, description="a request may launch any model of the model folders"
+    )
+    on_demand_ttl_s: Seconds = Field(
+        900.0, gt=0, description="and without requests for this long it is stopped again"
+    )
 
     drain_s: Seconds = Field(30.0, description="for running requests to end before a stop")
     lease_s: Seconds = Field(
@@ -121,8 +160,8 @@ def load(toml_text: str, environ: Mapping[str, str], *, default_folder: Path) ->
 
 def _from_text(name: str, text: str) -> object:
     """Lists come as ``a:b``, like PATH; pydantic reads numbers and booleans from text itself."""
-    field = name.removeprefix(PREFIX).lower()
-    return [part for part in text.split(":") if part] if field == "model_folders" else text
+    separators = _LISTS.get(name.removeprefix(PREFIX).lower())
+    return [part for part in re.split(separators, text) if part] if separators else text
 
 
 def _suggestion(key: str) -> str:

@@ -1,7 +1,6 @@
 """REST API: deployments, devices, launches, logs and events."""
 
 import asyncio
-import hmac
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from agents.join import JoinCode
 from agents.logfile import read_from
 from supervisor import __version__
 from supervisor.api.auth import COOKIE
+from supervisor.api.metrics_api import Metrics
 from supervisor.api.views import (
     JoinCodeView,
     LogChunk,
@@ -25,6 +25,7 @@ from supervisor.api.views import (
     ShellCommand,
     Snapshot,
 )
+from supervisor.core.callers import Scope
 from supervisor.core.commands import planned_commands, shell_command, shell_script
 from supervisor.core.entities import (
     Deployment,
@@ -34,16 +35,19 @@ from supervisor.core.entities import (
     LaunchRecord,
     Plan,
 )
-from supervisor.errors import DeploymentUnknown, KeyRequired
+from supervisor.errors import DeploymentUnknown, KeyRequired, ScopeMissing
 from supervisor.service.attempt import SET_BY_US
 from supervisor.service.clock import timestamp
 from supervisor.service.events import EventBus
+from supervisor.service.gateway import Gateway
 from supervisor.service.journal import Journal
+from supervisor.service.keyring import KeyRing
 from supervisor.service.measuring import Measurer
 from supervisor.service.pushing import Pusher
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
 from supervisor.service.reporting import Reporter
+from supervisor.service.request_log import RequestLog
 from supervisor.service.tools import MainHost
 from supervisor.settings import Settings
 
@@ -77,9 +81,12 @@ class Services:
     fingerprint: str
     server_pin: str
     url: str
-    key: str
+    keyring: KeyRing
     journal: Journal
     reporter: Reporter
+    request_log: RequestLog
+    gateway: Gateway
+    metrics: Metrics
 
     def join_command(self, code: JoinCode) -> str:
         """The line for a device that has nothing of ours yet.
@@ -103,6 +110,7 @@ class Services:
             self.main_host.engine.llama_server if self.main_host.engine else "llama-server",
             known=self.main_host.known_flags,
             alias=spec.name or plan.model.name,
+            key_file=str(self.main_host.key_file),
             direct=spec.transport == "direct",
         )
         named = [(where or self.main_host.name, shell_command(argv)) for where, argv in commands]
@@ -134,10 +142,13 @@ def create_router(services: Services) -> APIRouter:
 
     @router.post("/session", status_code=204)
     async def sign_in(request: SessionRequest) -> Response:
-        if not hmac.compare_digest(request.key.encode(), services.key.encode()):
+        caller = services.keyring.caller(request.key)
+        if caller is None:
             raise KeyRequired("that is not the key; 'supervisor key' on the main host prints it")
+        if not caller.may(Scope.READ):
+            raise ScopeMissing(f"key {caller.name} is good for the gateway only, not for this page")
         response = Response(status_code=204)
-        response.set_cookie(COOKIE, services.key, httponly=True, samesite="strict")
+        response.set_cookie(COOKIE, request.key, httponly=True, samesite="strict")
         return response
 
     @router.get("/status")

@@ -2,19 +2,22 @@
 
 from pathlib import Path
 
-import httpx
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from supervisor import __version__
-from supervisor.api import openai, problems, rest
-from supervisor.api.auth import RequireKey
+from supervisor.api import problems, rest
+from supervisor.api.auth import GatewayCors, RequireKey
 from supervisor.api.events_api import create_events_router
+from supervisor.api.gateway_api import GatewayApp, GatewayFork
+from supervisor.api.keys_api import create_keys_router
 from supervisor.api.measure_api import create_measure_router
+from supervisor.api.metrics_api import create_metrics_router
 from supervisor.api.push_api import create_push_router
 from supervisor.api.report_api import create_report_router
+from supervisor.api.requests_api import create_requests_router
 
 _HEADERS = (
     (
@@ -45,7 +48,7 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers)
 
 
-def create_app(services: rest.Services, http: httpx.AsyncClient, page_folder: Path) -> FastAPI:
+def create_app(services: rest.Services, page_folder: Path) -> FastAPI:
     """Everything that users and their tools talk to."""
     app = FastAPI(
         title="llama.cpp RPC supervisor",
@@ -60,13 +63,25 @@ def create_app(services: rest.Services, http: httpx.AsyncClient, page_folder: Pa
     app.include_router(create_push_router(services.pusher))
     app.include_router(create_events_router(services.journal, services.bus))
     app.include_router(create_report_router(services.reporter))
-    app.include_router(openai.create_router(services.reconciler, http))
+    app.include_router(create_keys_router(services.keyring))
+    app.include_router(create_requests_router(services.request_log))
+    app.include_router(create_metrics_router(services.metrics))
     app.mount("/assets", StaticFiles(directory=page_folder), name="assets")
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(page_folder / "index.html")
 
-    app.add_middleware(RequireKey, key=services.key)
+    settings = services.settings
+    # The first is the innermost.
+    app.add_middleware(GatewayFork, gateway=GatewayApp(services.gateway, services.settings))
+    app.add_middleware(
+        RequireKey,
+        keyring=services.keyring,
+        keyless=settings.keyless_loopback,
+        cors_origins=settings.cors_origins,
+    )
+    if settings.cors_origins:
+        app.add_middleware(GatewayCors, origins=settings.cors_origins)
     app.add_middleware(SecurityHeaders)
     return app

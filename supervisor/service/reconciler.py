@@ -15,17 +15,9 @@ from supervisor.core.entities import (
     LaunchId,
     LaunchRecord,
 )
-from supervisor.core.lifecycle import (
-    LIVE_STATES,
-    Event,
-    State,
-)
+from supervisor.core.lifecycle import LIVE_STATES, Event, State
 from supervisor.core.transport import warnings_of
-from supervisor.errors import (
-    DeploymentExists,
-    DeploymentNotReady,
-    DeploymentUnknown,
-)
+from supervisor.errors import DeploymentExists, DeploymentUnknown
 from supervisor.service.actor import TRUST_S, Actor
 from supervisor.service.clock import timestamp
 from supervisor.service.events import EventBus
@@ -45,7 +37,6 @@ class Reconciler:
         self._actors: dict[DeploymentId, Actor] = {}
         self._tasks: dict[DeploymentId, asyncio.Task[None]] = {}
         self._accepting = asyncio.Lock()
-        self._is_ending = False
 
     async def restore(self) -> None:
         """Go on with what was wanted before we were stopped or killed.
@@ -153,36 +144,6 @@ class Reconciler:
             DeploymentUnknown: With the names that exist.
         """
         return self._actor(name).deployment
-
-    def serving(self, model: str | None) -> Deployment:
-        """The deployment that answers for ``model`` (its name or model file), or the only one.
-
-        Raises:
-            DeploymentUnknown, DeploymentNotReady
-        """
-        if self._is_ending:
-            raise DeploymentNotReady("the supervisor is stopping; start it again first")
-        live = [a.deployment for a in self._actors.values() if a.deployment.state in LIVE_STATES]
-        matches = [
-            d for d in live if model in (None, "", d.id, d.spec.model, Path(d.spec.model).stem)
-        ]
-        if not matches and len(live) == 1:
-            matches = live  # tools send any model name; with one deployment there is no doubt
-        if not matches:
-            names = ", ".join(d.id for d in live) or "none runs"
-            raise DeploymentUnknown(f"no deployment for model {model!r}; running: {names}")
-        chosen = next((d for d in matches if d.state is State.READY), matches[0])
-        if chosen.state is not State.READY:
-            detail = f" ({chosen.phase})" if chosen.phase else ""
-            raise DeploymentNotReady(
-                f"deployment {chosen.id} is {chosen.state}{detail}; "
-                f"{chosen.reason or 'wait for it'}"
-            )
-        return chosen
-
-    def begin_to_end(self) -> None:
-        """Take no new requests; the running ones go on."""
-        self._is_ending = True
 
     def hurry(self) -> None:
         """Whatever ends, ends at once."""

@@ -181,7 +181,8 @@ def world() -> World:
 async def test_the_document_and_a_scrape_tell_the_same(world: World) -> None:
     async with world.counting():
         await world.publish(deployment(launch_id=None))
-        counted = {"tokens_per_second": 4.0, "generated_tokens": 7, "generated_s": 1.5}
+        counted: dict[str, Any] = {"tokens_per_second": 4.0, "generated_tokens": 7}
+        counted["generated_s"] = 1.5
         await world.publish(deployment(links=(LINK,), **counted))
         world.devices = [PHONE]
         world.lanes = [LaneCount("d", 1, 2, 4)]

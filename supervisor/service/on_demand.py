@@ -1,0 +1,106 @@
+"""Launches for a request, and stops again what nobody uses."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from supervisor.core.entities import Deployment, DeploymentId, DeploymentSpec
+from supervisor.core.lifecycle import State
+from supervisor.core.routing import asked_for, names_of_model, to_start
+from supervisor.service.lanes import Lane, Lanes
+from supervisor.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S: Final = 1.0
+_LISTED_FOR_S: Final = 10.0
+
+
+class Launcher(Protocol):
+    """What is needed of the reconciler."""
+
+    def all(self) -> list[Deployment]: ...
+
+    async def create(self, spec: DeploymentSpec) -> Deployment: ...
+
+    async def start(self, name: str) -> Deployment: ...
+
+    async def stop(self, name: str) -> Deployment: ...
+
+
+class OnDemand:
+    """Deployments that come with a request and go without."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        launcher: Launcher,
+        list_models: Callable[[], list[dict[str, object]]],
+    ) -> None:
+        self._settings = settings
+        self._launcher = launcher
+        self._list_models = list_models
+        self._models: list[dict[str, object]] = []
+        self._listed_at_s = float("-inf")
+        self._ready_since_s: dict[DeploymentId, float] = {}
+        self._one_at_a_time = asyncio.Lock()
+
+    async def started(
+        self, model: str | None, candidates: Sequence[Deployment]
+    ) -> Deployment | None:
+        """A deployment that was started for a request; ``None`` if none may be.
+
+        Raises:
+            ProjectError: It cannot be launched; says why.
+        """
+        deployment = to_start(candidates)
+        if deployment is not None:
+            return await asyncio.shield(self._launcher.start(deployment.id))
+        if candidates or not model or not self._settings.on_demand_models:
+            return None
+        async with self._one_at_a_time:
+            if made := asked_for(model, self._launcher.all()):
+                return made[0]  # another request was faster
+            path = await self._path_of(model)
+            return None if path is None else await asyncio.shield(self._created(path))
+
+    async def _created(self, path: str) -> Deployment:
+        ttl_s = self._settings.on_demand_ttl_s
+        spec = DeploymentSpec(model=path, on_demand=True, ttl_s=ttl_s)
+        return await self._launcher.create(spec)
+
+    async def _path_of(self, model: str) -> str | None:
+        if time.monotonic() - self._listed_at_s > _LISTED_FOR_S:
+            self._models = await asyncio.to_thread(self._list_models)
+            self._listed_at_s = time.monotonic()
+        wanted = model.lower()
+        paths = (str(each["path"]) for each in self._models)
+        return next((p for p in paths if wanted in _names(p)), None)
+
+    async def run(self, lanes: Lanes) -> None:
+        """Stop what was idle for its time, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            for deployment in self._launcher.all():
+                idle_s = self._idle_s(deployment, lanes.of(deployment.id))
+                if deployment.spec.ttl_s is not None and idle_s >= deployment.spec.ttl_s:
+                    extra = {"deployment": deployment.id, "idle_s": round(idle_s)}
+                    log.info("deployment.idle", extra=extra)
+                    await self._launcher.stop(deployment.id)
+
+    def _idle_s(self, deployment: Deployment, lane: Lane) -> float:
+        """Since the last request, or since it became ready."""
+        now_s = time.monotonic()
+        if deployment.state is not State.READY:
+            self._ready_since_s.pop(deployment.id, None)
+            return 0.0
+        ready_since_s = self._ready_since_s.setdefault(deployment.id, now_s)
+        if lane.active or lane.waiting:
+            return 0.0
+        return now_s - max(ready_since_s, lane.idle_since_s)
+
+
+def _names(path: str) -> frozenset[str]:
+    return frozenset(name.lower() for name in {path, *names_of_model(path)})

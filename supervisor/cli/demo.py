@@ -165,8 +165,9 @@ async def _supervisor(children: _Children, folder: Path, port: int | None) -> st
     data = folder / "supervisor"
     argv = [sys.executable, "-m", "supervisor", "up", "--data", str(data), "--no-agent"]
     argv += ["--port", str(port), "--join-host", "127.0.0.1", "--join-port", "0"]
-    # A model this small belongs on one device; the demo is to show several.
-    child = await children.start("supervisor", argv, {"SUPERVISOR_HOST_LAYERS": "false"})
+    # A model this small belongs on one device; the demo is to show several. It has no key.
+    chosen = {"SUPERVISOR_HOST_LAYERS": "false", "SUPERVISOR_KEYLESS_LOOPBACK": "all"}
+    child = await children.start("supervisor", argv, chosen)
     run_file = data / "run.json"
     deadline_s = time.monotonic() + _START_S
     while not run_file.exists():

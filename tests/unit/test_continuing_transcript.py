@@ -55,8 +55,12 @@ class Recorded:
         is_ours = self.api not in (Api.NATIVE, Api.MESSAGES)
         return {k: v for k, v in self.asked.items() if not (is_ours and k == "timings_per_token")}
 
-    def transcript(self, **body: Any) -> Transcript:
-        return transcript_of(self.api, self.path, {**self.body, **body})
+    def transcript(self, count: int = 0, **body: Any) -> Transcript:
+        """Of so many events."""
+        made = transcript_of(self.api, self.path, {**self.body, **body})
+        for event in self.events[:count]:
+            made.take(event)
+        return made
 
 
 def _split(events: str) -> list[bytes]:
@@ -166,15 +170,43 @@ def test_a_cut_answer_is_continued(name: str, cut: int) -> None:
 
 def test_nothing_is_asked_twice_of_what_was_held_back() -> None:
     recorded = Recorded.of("completion_held")
-    transcript = recorded.transcript()
     counts = []
-    for event in recorded.events[:3]:
-        transcript.take(event)
+    for count in range(1, 6):
+        transcript = recorded.transcript(count)
         outcome = transcript.cut()
-        counts.append((transcript.numbers.generated_tokens, outcome.body.get("max_tokens")))  # type: ignore[union-attr]
-    # The second and third tokens wait, since a stop word may have begun; they count, and are not
+        assert isinstance(outcome, Continue)
+        counts.append((transcript.numbers.generated_tokens, outcome.body["max_tokens"]))
+    # From the second token on a stop word may have begun, so they wait; they count, and are not
     # taken off what is left.
-    assert counts == [(1, 8), (2, 8), (3, 8)]
+    assert counts == [(1, 8), (2, 8), (3, 8), (7, 8), (8, 1)]
+
+
+@pytest.mark.parametrize("cut", sorted(Recorded.of("response_thinks").rests))
+def test_a_response_opens_and_ends_each_part_once_and_tells_all_of_it(cut: int) -> None:
+    recorded = Recorded.of("response_thinks")
+    transcript = recorded.transcript()
+    stream = b"".join(map(transcript.take, recorded.events[:cut]))
+    transcript.cut()
+    stream += b"".join(map(transcript.take, recorded.rests[cut][1]))
+    named = re.compile(rb"event: ([\w.]+)\n")
+    uncut = named.findall(b"".join(recorded.events))
+    assert [n for n in named.findall(stream) if b".delta" not in n] == [
+        n for n in uncut if b".delta" not in n
+    ]
+    said = Said.in_(stream)
+    last = json.loads(stream.rpartition(b"data: ")[2])
+    texts = [item["content"][0]["text"] for item in last["response"]["output"]]
+    assert texts == [said.reasoning, said.content]
+
+
+def test_what_the_engine_says_of_the_reasoning_at_its_end_may_have_other_white_space() -> None:
+    recorded = Recorded.of("response_thinks")
+    transcript = recorded.transcript(12)
+    transcript.cut()
+    events = recorded.rests[12][1]
+    assert b'here\\n\\n"' in b"".join(events)
+    after = b"".join(map(transcript.take, events))
+    assert b'here\\n"' in after and b'here\\n\\n"' not in after
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -225,12 +257,8 @@ def test_what_cannot_be_exact_is_hopeless_once_it_has_begun(more: dict[str, Any]
 @pytest.mark.parametrize("name", ["chat_calls", "message_calls"])
 def test_a_tool_call_that_was_begun_is_hopeless_until_it_has_ended(name: str) -> None:
     recorded = Recorded.of(name)
-    transcript = recorded.transcript()
-    outcomes = []
-    for event in recorded.events:
-        transcript.take(event)
-        outcomes.append(transcript.cut())
-    kinds = [type(outcome) for outcome in outcomes]
+    places = range(1, len(recorded.events))
+    kinds = [type(recorded.transcript(place).cut()) for place in places]
     begun, ended = kinds.index(Hopeless), len(kinds) - kinds[::-1].index(Hopeless)
     assert b'"name":"look"' in recorded.events[begun]
     assert set(kinds[begun:ended]) == {Hopeless}
@@ -293,26 +321,27 @@ def test_an_answer_whose_budget_is_used_up_ends_without_more_text() -> None:
     assert transcript.is_complete
 
 
-@pytest.mark.parametrize("name", ["chat_limit", "native_held", "response_thinks"])
-def test_an_engine_that_ends_while_an_answer_is_closed(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("chat_limit", 4), ("native_held", 5), ("response_thinks", 5), ("message_thinks", 5)],
+)
+def test_an_engine_that_ends_while_an_answer_is_closed(name: str, place: int) -> None:
     recorded = Recorded.of(name)
     limit = {Api.RESPONSES: "max_output_tokens", Api.NATIVE: "n_predict"}
     key = limit.get(recorded.api, "max_tokens")
-    transcript = recorded.transcript(**{key: 4})
-    count = 0
-    while (transcript.numbers.generated_tokens or 0) < 4:
-        transcript.take(recorded.events[count])
-        count += 1
+    tokens = recorded.transcript(place).numbers.generated_tokens or 0
+    transcript = recorded.transcript(place, **{key: tokens})
+    assert transcript.has_begun
     first = transcript.cut()
     assert isinstance(first, Continue) and first.body[key] == 1
     before = transcript.take(recorded.events[0])
     assert before == b"" and transcript.cut() == first
     after = b"".join(map(transcript.take, recorded.events))
     assert transcript.is_complete
-    assert transcript.numbers.generated_tokens == 4
+    assert transcript.numbers.generated_tokens == tokens
     said = Said.in_(after)
     assert (said.content, said.reasoning, said.ends) == ("", "", 1)
-    assert said.generated_tokens == 4
+    assert said.generated_tokens == tokens
     if recorded.api is Api.CHAT:
         assert b'"finish_reason":"length"' in after
     if recorded.api is Api.NATIVE:
@@ -356,32 +385,40 @@ def test_timings_that_the_client_asked_for_stay() -> None:
     assert after.count(b'"timings"') > 4
 
 
+def _event(**told: Any) -> bytes:
+    return b"data: " + json.dumps(told, separators=(",", ":")).encode() + b"\n\n"
+
+
 def test_several_answers_have_one_sum_and_several_ends() -> None:
-    body = {"prompt": ["a", "b"], "n_predict": 1}
-    transcript = transcript_of(Api.NATIVE, "/completion", body)
-    part = b'data: {"index":%d,"content":"x","tokens":[1],"stop":false,"tokens_predicted":1,"tokens_evaluated":2}\n\n'
-    end = (
-        b'data: {"index":%d,"content":"","stop":true,"tokens_predicted":1,"tokens_evaluated":2}\n\n'
-    )
-    for event in (part % 0, end % 0, part % 1):
+    transcript = transcript_of(Api.NATIVE, "/completion", {"prompt": ["a", "b"], "n_predict": 1})
+    counts = {"tokens_predicted": 1, "tokens_evaluated": 2}
+    parts = [_event(index=n, content="x", tokens=[1], stop=False, **counts) for n in (0, 1)]
+    ends = [_event(index=n, content="", stop=True, **counts) for n in (0, 1)]
+    for event in (parts[0], ends[0], parts[1]):
         assert transcript.take(event) == event
     assert not transcript.is_complete
     assert isinstance(transcript.cut(), Hopeless)
-    transcript.take(end % 1)
-    assert transcript.is_complete
-    assert transcript.numbers.generated_tokens == 2
+    transcript.take(ends[1])
+    numbers = transcript.numbers
+    assert numbers == Numbers(2, None, 2) and transcript.is_complete
 
 
 def test_two_choices_begin_again_with_their_roles() -> None:
     transcript = transcript_of(Api.CHAT, "/v1/chat/completions", {"messages": [], "n": 2})
-    role = b'data: {"choices":[{"index":%d,"delta":{"role":"assistant"},"finish_reason":null}],"id":"a"}\n\n'
-    text = b'data: {"choices":[{"index":%d,"delta":{"content":"x"},"finish_reason":null}],"id":"b"}\n\n'
-    end = b'data: {"choices":[{"index":%d,"delta":{},"finish_reason":"stop"}],"id":"b"}\n\n'
-    assert transcript.take(role % 0) == role % 0
+
+    def chunk(index: int, reason: str | None, **delta: str) -> bytes:
+        choice = {"index": index, "delta": delta, "finish_reason": reason}
+        return _event(choices=[choice], id="first" if first else "second")
+
+    first = True
+    assert transcript.take(chunk(0, None, role="assistant"))
     assert isinstance(transcript.cut(), Restart)
-    passed = [transcript.take(e) for e in (role % 0, role % 1, text % 0, end % 0, end % 1)]
+    first = False
+    events = [chunk(n, None, role="assistant") for n in (0, 1)]
+    events += [chunk(0, None, content="x"), chunk(0, "stop"), chunk(1, "stop")]
+    passed = [transcript.take(event) for event in events]
     assert [bool(event) for event in passed] == [False, True, True, True, True]
-    assert all(b'"id":"a"' in event for event in passed[1:])
+    assert all(b'"id":"first"' in event for event in passed[1:])
 
 
 # -- whatever comes --------------------------------------------------------------------------
@@ -409,16 +446,15 @@ def test_an_error_ends_an_answer_as_it_came(name: str, is_cut: bool) -> None:
     assert transcript.is_complete
 
 
+_NAMES = """messages prompt input role content text type n logprobs max_tokens n_predict id item
+reasoning_content choices delta index finish_reason usage item_id response tool_calls stop tokens
+continue_final_message message thinking assistant content_block error timings"""
+WORDS = st.sampled_from(re.findall(r"\w+", _NAMES)) | st.text(max_size=3)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.text(max_size=4),
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | WORDS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=5),
     max_leaves=12,
 )
-WORDS = st.sampled_from(
-    "messages prompt input role content text type n logprobs max_tokens n_predict reasoning_content"
-    " choices delta index finish_reason usage id item item_id response tool_calls stop tokens"
-    " continue_final_message message thinking assistant content_block error timings".split()
-) | st.text(max_size=3)
 BODIES = st.dictionaries(WORDS, JSON, max_size=6)
 
 

@@ -11,8 +11,8 @@ What is exact, and what is not, after a cut:
 * Tokens: where the engine tells how many it has generated (all but Anthropic's messages), the
   totals and the rest of the budget are exact up to the last text that was sent. A token that was
   generated but held back (a part of a character, of a stop word or of a tag) is generated again
-  and counts once. Where a tag begins within a token whose first part was sent, that token counts
-  twice; so does the tag that closes the reasoning, if the cut falls between it and the answer.
+  and counts once. Only where a tag begins within a token whose first part was sent does that token
+  count twice.
 * Anthropic's messages: tokens are counted from the text, so totals and budget are a few tokens off
   where a model does not tokenise its own text the way it wrote it.
 * An answer whose end was being sent when it was cut, and its usage not yet: what was generated

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from supervisor.core.answer_numbers import AnswerNumbers
+from supervisor.core.continuing.asking import asked_upstream
 from supervisor.core.continuing.budget import Budget
 from supervisor.core.continuing.channel import Channel
 from supervisor.core.continuing.events import data_start, made_event, split_timings, tokens_in
@@ -15,30 +16,11 @@ from supervisor.core.continuing.outcomes import Continue, Hopeless, Outcome, Pha
 from supervisor.core.continuing.prefill import Prefill
 from supervisor.core.gateway_routes import Api
 
-_TIMED: Final = (Api.CHAT, Api.COMPLETIONS, Api.RESPONSES)
-"""APIs whose events tell tokens only where timings are asked for."""
-
 _UNEXPECTED: Final = (LookupError, TypeError, AttributeError, ValueError, RecursionError)
 """What an event raises that has another shape than any engine's."""
 
 Told = dict[str, Any]
 """The data of an event."""
-
-
-def asked_upstream(api: Api, body: Mapping[str, Any]) -> dict[str, Any]:
-    """What is sent to the engine in place of the body of a streaming request.
-
-    Timings then come with each event, and with them the exact number of tokens; a transcript takes
-    them out again. They are not asked for where the request says itself whether it wants them, nor
-    where it wants to see its own settings (``verbose``).
-
-    One trace of this is left: without it, the last event before a stop word has timings, too, and
-    here they are taken out with the others.
-    """
-    asked = dict(body)
-    if api in _TIMED and "timings_per_token" not in body and not body.get("verbose"):
-        asked["timings_per_token"] = True
-    return asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,17 +175,24 @@ class Transcript(ABC):
         if self._heard:
             self._tokens_sent = tokens
             self._uncounted.clear()
-        if self._prompt_tokens is None:
+        if self._cached_tokens is None and self._phase is not Phase.CONTINUED:
             told = json.loads(timings)
             self._take_prompt(told["cache_n"] + told["prompt_n"], told["cache_n"])
 
     def _take_prompt(self, tokens: int | None, cached_tokens: int | None) -> None:
         """That of a continuation holds a part of the answer, so it does not count."""
-        if self._phase in (Phase.FIRST, Phase.RESTARTED):
-            if self._prompt_tokens is None:
-                self._prompt_tokens = tokens
-            if self._cached_tokens is None:
-                self._cached_tokens = cached_tokens
+        if self._phase is Phase.CONTINUED:
+            return
+        if self._prompt_tokens is None:
+            self._prompt_tokens = tokens
+        if self._cached_tokens is None:
+            self._cached_tokens = cached_tokens
+
+    def _prompt(self, told_tokens: int) -> int:
+        """Tokens of the prompt; if no event told them, what is left of a continuation's."""
+        if self._prompt_tokens is None:
+            return told_tokens - self._tokens_before
+        return self._prompt_tokens
 
     def _take_total(self, tokens: int) -> None:
         """The engine tells the tokens of its whole answer, or of one of several."""

@@ -87,9 +87,7 @@ class Chunks(Transcript):
         self._has_usage = True
         total = self._total(usage["completion_tokens"])
         self._take_usage(usage)
-        prompt = self._prompt_tokens
-        if prompt is None:  # no event told it; then the prompt of this engine ends in the answer
-            prompt = usage["prompt_tokens"] - self._tokens_before
+        prompt = self._prompt(usage["prompt_tokens"])
         fitted = {
             **usage,
             "prompt_tokens": prompt,

@@ -87,8 +87,7 @@ class Native(Transcript):
         self._awaited -= 1
         self.is_complete = self._awaited <= 0
         self._is_ending = True
-        timings = told.get("timings") or {}
-        self._take_prompt(told.get("tokens_evaluated"), timings.get("cache_n"))
+        self._take_prompt(told.get("tokens_evaluated"), None)
         if "tokens_predicted" in told:
             self._take_total(told["tokens_predicted"])
 

@@ -171,9 +171,7 @@ class Messages(Transcript):
 
 
 def _with_reasoning(content: Any, new: str) -> list[Any]:
-    blocks = list(content) if isinstance(content, list) else []
-    if isinstance(content, str) and content:
-        blocks = [{"type": "text", "text": content}]
+    blocks = list(content) if isinstance(content, list) else []  # else it is empty
     for at in reversed(range(len(blocks))):
         if blocks[at].get("type") == "thinking":
             blocks[at] = {**blocks[at], "thinking": blocks[at].get("thinking", "") + new}

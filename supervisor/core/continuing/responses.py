@@ -135,9 +135,7 @@ class Responses(Transcript):
     def _usage(self, usage: Mapping[str, Any]) -> dict[str, Any]:
         total = self._total(usage["output_tokens"])
         self._note_usage(usage)
-        prompt = self._prompt_tokens
-        if prompt is None:
-            prompt = usage["input_tokens"] - self._tokens_before
+        prompt = self._prompt(usage["input_tokens"])
         fitted = {
             **usage,
             "input_tokens": prompt,

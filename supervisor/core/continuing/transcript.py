@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from supervisor.core.answer_numbers import AnswerNumbers as Numbers
-from supervisor.core.continuing.base import Transcript, asked_upstream
+from supervisor.core.continuing.asking import asked_upstream
+from supervisor.core.continuing.base import Transcript
 from supervisor.core.continuing.chat import Chat
 from supervisor.core.continuing.completions import Completion, Native
 from supervisor.core.continuing.messages import Messages

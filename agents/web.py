@@ -27,17 +27,12 @@ class Web(uvicorn.Server):
         yield
 
 
-def plain(app: Any) -> Web:
-    """A server without TLS, for loopback or behind a key."""
-    return Web(_config(app))
-
-
 def mutual_tls(
     app: Any, *, certificate: Path, key: Path, authority: Path, need_client: bool
 ) -> Web:
     """A server that knows its caller; ``need_client`` refuses callers without a certificate."""
     return Web(
-        _config(
+        configured(
             app,
             http=PeerProtocol,
             ssl_certfile=str(certificate),
@@ -72,7 +67,8 @@ def _with_peer(application: Any, name: str, serial: str) -> Any:
     return call
 
 
-def _config(app: Any, **options: Any) -> uvicorn.Config:
+def configured(app: Any, **options: Any) -> uvicorn.Config:
+    """What all our servers have in common; ``options`` are uvicorn's, beside that."""
     return uvicorn.Config(
         app,
         ws="none",

@@ -8,16 +8,19 @@ from fastapi import APIRouter, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from supervisor.api import sse
+from supervisor.api.views import RowNumber
 from supervisor.core.entities import EventRecord, LaunchId
 from supervisor.service.events import EventBus
 from supervisor.service.journal import EVENT, Journal
 
 _PAGE = 1000
+_ID_DIGITS = 18
+"""Longer ids are not ours."""
 
-After = Annotated[int | None, Query(ge=0, description="begin after this one; else the newest")]
+After = Annotated[RowNumber | None, Query(description="begin after this one; else the newest")]
 Limit = Annotated[int, Query(ge=0, le=_PAGE)]
 Subject = Annotated[str | None, Query(description="name of a deployment or device")]
-Launch = Annotated[int | None, Query(description="number of a launch")]
+Launch = Annotated[RowNumber | None, Query(description="number of a launch")]
 
 
 def create_events_router(journal: Journal, bus: EventBus) -> APIRouter:
@@ -38,7 +41,7 @@ def create_events_router(journal: Journal, bus: EventBus) -> APIRouter:
         launch: Launch = None,
         last_event_id: Annotated[str, Header()] = "",
     ) -> AsyncIterator[ServerSentEvent]:
-        if last_event_id.isdigit():
+        if last_event_id.isdecimal() and len(last_event_id) <= _ID_DIGITS:
             after = int(last_event_id)
         events = followed(journal, bus, after, limit, subject, _number(launch))
         async with contextlib.aclosing(events):

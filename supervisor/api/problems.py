@@ -1,5 +1,7 @@
 """Errors as RFC 9457 answers: one table from class to status."""
 
+from typing import Any, Final
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -41,6 +43,24 @@ _STATUS: tuple[tuple[type[ProjectError], int], ...] = (
 )
 
 
+_PROBLEM: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["type", "code", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "code": {"type": "string", "description": "stable; docs/errors.md has a section for each"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "what happened, and what to do"},
+    },
+}
+_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    "4XX": {
+        "description": "A problem (RFC 9457)",
+        "content": {"application/problem+json": {"schema": _PROBLEM}},
+    }
+}
+
+
 def status_of(error: ProjectError) -> int:
     """HTTP status for an error."""
     return next(status for kind, status in _STATUS if isinstance(error, kind))
@@ -53,7 +73,8 @@ def _validation_text(exc: RequestValidationError) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the API a problem document."""
+    """Make every error of the API a problem document, and say so of all routes to come."""
+    app.router.responses = _RESPONSES
 
     @app.exception_handler(ProjectError)
     async def on_project_error(_: Request, exc: ProjectError) -> Response:
@@ -66,4 +87,5 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http(_: Request, exc: HTTPException) -> Response:
-        return problem(exc.status_code, errors.BadRequest.code, str(exc.detail))
+        kind = errors.RequestTooLarge if exc.status_code == 413 else errors.BadRequest
+        return problem(exc.status_code, kind.code, str(exc.detail))

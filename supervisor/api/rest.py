@@ -5,9 +5,9 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from agents.cli import CODE_VARIABLE
@@ -20,7 +20,9 @@ from supervisor.api.metrics_api import Metrics
 from supervisor.api.views import (
     JoinCodeView,
     LogChunk,
+    MostHours,
     PlanView,
+    RowNumber,
     SessionRequest,
     ShellCommand,
     Snapshot,
@@ -173,7 +175,7 @@ def create_router(services: Services) -> APIRouter:
         return Response(status_code=204)
 
     @router.post("/join-code")
-    async def join_code(*, once: bool = False, hours: float | None = None) -> JoinCodeView:
+    async def join_code(*, once: bool = False, hours: MostHours | None = None) -> JoinCodeView:
         hours = services.settings.join_hours if hours is None else hours
         token, expires_at = registry.new_token(hours=hours, once=once)
         code = JoinCode(services.join_endpoints, token, services.fingerprint)
@@ -228,18 +230,18 @@ def create_router(services: Services) -> APIRouter:
         return await _log(services, name, process, offset)
 
     @router.get("/launches")
-    async def launches(limit: int = 100) -> list[LaunchRecord]:
+    async def launches(limit: Annotated[int, Query(ge=0)] = 100) -> list[LaunchRecord]:
         return await asyncio.to_thread(services.launches.launches, min(limit, 1000))
 
     @router.get("/launches/{launch_id}")
-    async def launch_record(launch_id: int) -> LaunchRecord:
+    async def launch_record(launch_id: RowNumber) -> LaunchRecord:
         record = await asyncio.to_thread(services.launches.launch, LaunchId(launch_id))
         # Its deployment goes on to tell what became of it after its end.
         since = await services.journal.events(0, launch_id=record.id)
         return record.model_copy(update={"transitions": tuple(since) or record.transitions})
 
     @router.get("/launches/{launch_id}/shell")
-    async def shell(launch_id: int) -> dict[str, list[ShellCommand]]:
+    async def shell(launch_id: RowNumber) -> dict[str, list[ShellCommand]]:
         record = await asyncio.to_thread(services.launches.launch, LaunchId(launch_id))
         commands = shell_script(record, SET_BY_US)
         return {"commands": [ShellCommand(host=host, command=line) for host, line in commands]}

@@ -1,10 +1,18 @@
 """What the REST API answers and takes, where that is no entity."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from agents.contract import EngineFacts
 from supervisor.core.entities import Deployment, Device, FrozenModel, Plan
 from supervisor.core.planning import WhatIf
+
+RowNumber = Annotated[int, Field(ge=0, lt=2**63)]
+"""Of a row of the store, which has no other numbers."""
+
+MostHours = Annotated[float, Field(gt=0, le=24 * 366 * 100)]
+"""Beyond, there is no calendar."""
 
 
 class JoinCodeView(FrozenModel):

@@ -216,17 +216,17 @@ async def test_an_answer_whose_engine_dies_begins_again_with_the_next(world: Wor
 
 
 async def test_a_stream_goes_on_where_it_stopped(world: World) -> None:
-    async with engine(streams("a", "b", "c", cut_after=2)) as first:
-        async with engine(streams("c", "d")) as second:
-            world.put(deployment(port=first.port))
-            asked = call({"messages": MESSAGES, "stream": True, "max_tokens": 9})
-            asking = asyncio.create_task(world.ask(asked))
-            while not first.requests:
-                await asyncio.sleep(0.01)
-            world.put(deployment(state=State.BACKOFF))
-            await asyncio.sleep(0.05)
-            world.put(deployment(port=second.port, launch_id=LaunchId(2)))
-            client = await asking
+    cut = streams("a", "b", "c", cut_after=2)
+    async with engine(cut) as first, engine(streams("c", "d")) as second:
+        world.put(deployment(port=first.port))
+        asked = call({"messages": MESSAGES, "stream": True, "max_tokens": 9})
+        asking = asyncio.create_task(world.ask(asked))
+        while not first.requests:
+            await asyncio.sleep(0.01)
+        world.put(deployment(state=State.BACKOFF))
+        await asyncio.sleep(0.05)
+        world.put(deployment(port=second.port, launch_id=LaunchId(2)))
+        client = await asking
     assert texts(client.body) == "abcd"
     again = json.loads(second.requests[0])
     assert again["messages"][-1] == {"role": "assistant", "content": "ab"}

@@ -96,6 +96,18 @@ async def worker_pid(cluster: Cluster, name: str) -> int:
     return int(device["rpc_server"]["pid"])
 
 
+def killing(pid: int, *, at: int) -> Callable[[Told], None]:
+    """Kills a process when the first who listens has so many words, once."""
+    killed = []
+
+    def heard(told: Told) -> None:
+        if len(told.texts) >= at and not killed:
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+
+    return heard
+
+
 async def ready(cluster: Cluster, model: Path, **spec: Any) -> None:
     answer = await cluster.launch(model, **spec)
     assert answer.status_code == 201, answer.text
@@ -109,16 +121,8 @@ async def records(cluster: Cluster) -> list[dict[str, Any]]:
 
 async def test_twenty_streams_outlive_a_worker(pair: Cluster, slow_recital: Path) -> None:
     await ready(pair, slow_recital, slots=20, ctx_tokens=20 * 256)
-    killed = asyncio.Event()
-
-    def kill_once(told: Told) -> None:
-        if len(told.texts) == 5 and not killed.is_set():
-            killed.set()
-            os.kill(pid, signal.SIGKILL)
-
-    pid = await worker_pid(pair, "one")
-    everyone = await asyncio.gather(*(stream(pair.url, heard=kill_once) for _ in range(20)))
-    assert killed.is_set()
+    kill = killing(await worker_pid(pair, "one"), at=5)
+    everyone = await asyncio.gather(*(stream(pair.url, heard=kill) for _ in range(20)))
     for told in everyone:
         assert_whole(told)
     assert {told.usage["completion_tokens"] for told in everyone} == {
@@ -138,13 +142,7 @@ async def test_a_stream_goes_on_after_cuts_anywhere_in_it(
     assert_whole(whole)
     for cut in (1, 2, 3, 7, len(whole.texts) - 2):
         pid = await worker_pid(pair, "one" if cut % 2 else "two")
-
-        def kill(told: Told, at: int = cut, pid: int = pid) -> None:
-            if len(told.texts) == at:
-                os.kill(pid, signal.SIGKILL) if told.comments != ["killed"] else None
-                told.comments = ["killed"]
-
-        told = await stream(pair.url, heard=kill)
+        told = await stream(pair.url, heard=killing(pid, at=cut))
         assert_whole(told)
         assert told.usage["completion_tokens"] == whole.usage["completion_tokens"]
         assert told.usage["prompt_tokens"] == whole.usage["prompt_tokens"]
@@ -167,12 +165,7 @@ async def test_an_answer_by_a_grammar_ends_with_the_reason(
     pair: Cluster, slow_recital: Path
 ) -> None:
     await ready(pair, slow_recital)
-    pid = await worker_pid(pair, "one")
-
-    def kill(told: Told) -> None:
-        if len(told.texts) == 3:
-            os.kill(pid, signal.SIGKILL)
-
+    kill = killing(await worker_pid(pair, "one"), at=3)
     told = await stream(pair.url, heard=kill, grammar="root ::= [a-z ]+", max_tokens=200)
     assert told.errors[0]["code"] == "answer_lost"
     assert "grammar" in told.errors[0]["message"]

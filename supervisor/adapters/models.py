@@ -52,12 +52,15 @@ def read_model(path: str) -> Model:
     Raises:
         ModelMissing, ModelBroken: With the file's name and the remedy.
     """
-    if parse_reference(path) is not None and not Path(path).expanduser().exists():
+    try:
+        file = Path(path).expanduser()
+    except RuntimeError as exc:  # such as "~nobody/model.gguf"
+        raise ModelMissing(f"{path} is not on this host: {exc}") from exc
+    if parse_reference(path) is not None and not file.exists():
         raise ModelMissing(
             f"{path} is not on this host; it can be planned, but fetch it before a launch and give "
             "the path of its .gguf file (of several, the first)"
         )
-    file = Path(path).expanduser()
     key = file.absolute()
     known = _known.get(key)
     if known is not None and _versions(known.versions) == known.versions:

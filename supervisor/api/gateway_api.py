@@ -243,6 +243,19 @@ def _error_headers(error: ProjectError) -> list[tuple[str, str]]:
     return headers
 
 
+def _strict_json(data: bytearray) -> Any:
+    """As the engine reads it: UTF-8, and no NaN.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    return json.loads(data.decode(), parse_constant=_no_number)
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
 class _Bodies:
     """The bodies of all requests that are at work: each is bounded, and so are all together."""
 
@@ -311,9 +324,9 @@ class _Body:
         try:
             if len(self.data) > _BIG_BYTES:
                 async with self._all.parsing:
-                    found = await asyncio.to_thread(json.loads, self.data)
+                    found = await asyncio.to_thread(_strict_json, self.data)
             else:
-                found = json.loads(self.data)
+                found = _strict_json(self.data)
         except (ValueError, RecursionError) as exc:
             raise BadRequest(f"the request is not JSON: {exc}") from exc
         if not isinstance(found, dict):

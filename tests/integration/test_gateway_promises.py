@@ -98,7 +98,7 @@ async def worker_pid(cluster: Cluster, name: str) -> int:
 
 def killing(pid: int, *, at: int) -> Callable[[Told], None]:
     """Kills a process when the first who listens has so many words, once."""
-    killed = []
+    killed: list[int] = []
 
     def heard(told: Told) -> None:
         if len(told.texts) >= at and not killed:

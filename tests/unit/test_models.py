@@ -89,3 +89,8 @@ def test_few_models_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = [read_model(str(path)) for path in paths]
     assert read_model(str(paths[2])) is found[2]
     assert read_model(str(paths[0])) is not found[0]
+
+
+def test_the_home_of_nobody_is_no_place_for_a_model() -> None:
+    with pytest.raises(ModelMissing, match="nobody-at-all"):
+        read_model("~nobody-at-all/model.gguf")

@@ -161,7 +161,10 @@ def _warn(transport: str) -> None:
 
 def model_path(model: str) -> str:
     """A path of this host in full; anything else is the supervisor's to judge."""
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError:  # such as "~nobody/model.gguf"
+        return model
     return str(path.resolve()) if path.exists() else model
 
 

@@ -116,7 +116,6 @@ class _Parts:
     services: Services
     journal: Journal
     context: ssl.SSLContext
-    engine_http: EngineHttp
     links: LinkProcesses
     servers: list[tuple[web.Web, list[socket.socket]]]
 
@@ -178,7 +177,6 @@ async def _run(
             task.cancel()
         await asyncio.gather(*serving, *others, return_exceptions=True)
         await parts.links.close()  # nobody measures any more
-        await parts.engine_http.close()
         await services.registry.close()
         await services.request_log.close()
         await services.keyring.close()
@@ -266,11 +264,10 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
     def models() -> list[dict[str, object]]:
         return list_models([*settings.model_folders, Path.home() / "models"])
 
-    engine_http = EngineHttp(tools.engine_key)
     gateway = Gateway(
         settings,
         reconciler,
-        engine_http,
+        EngineHttp(tools.engine_key),
         keyring,
         OnDemand(settings, reconciler, models),
         request_log.note,
@@ -313,7 +310,7 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
     )
     page = page_server(create_app(services, files.dashboard()), settings)
     servers = [(page, addresses.web), (join_web, [addresses.agents])]
-    return _Parts(services, journal, context, engine_http, links, servers)
+    return _Parts(services, journal, context, links, servers)
 
 
 async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:

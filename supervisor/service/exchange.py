@@ -240,6 +240,7 @@ class Exchange:
         """What is kept of it."""
         told = self._transcript.numbers if self._transcript else self._numbers
         first_s = self._first_token_s
+        waited_s = None if first_s is None else round(first_s - self._came_at_s, 4)
         return RequestRecord(
             at=self._at,
             deployment=self.deployment,
@@ -250,7 +251,8 @@ class Exchange:
             status=status,
             code=code,
             queue_s=round(self.queue_s, 4),
-            first_token_s=None if first_s is None else round(first_s - self._came_at_s, 4),
+            # Of a whole answer the client sees no first token, though it was asked for as a stream.
+            first_token_s=waited_s if self.call.is_stream else None,
             total_s=round(time.monotonic() - self._came_at_s, 4),
             prompt_tokens=told.prompt_tokens,
             cached_tokens=told.cached_tokens,

@@ -14,9 +14,9 @@ def asked_upstream(api: Api, body: Mapping[str, Any]) -> dict[str, Any]:
     """What is sent to the engine in place of the body of a streaming request.
 
     Timings then come with each event, and with them the exact number of tokens; a transcript takes
-    them out again. They are not asked for where the request says itself whether it wants them, where
-    it wants to see its own settings (``verbose``), and where several answers are wanted, of which
-    nothing is counted.
+    them out again. They are not asked for where the request says itself whether it wants them,
+    where it wants to see its own settings (``verbose``), and where several answers are wanted, of
+    which nothing is counted.
 
     One trace of this is left: without it, the last event before a stop word has timings, too, and
     here they are taken out with the others.

@@ -111,7 +111,7 @@ class GatewayApp:
                 caller=caller,
                 query=query,
                 content_type=headers.get("content-type", "application/json"),
-                body=bytes(body.data),
+                body=body.whole,
                 parsed=parsed,
                 model=_model(parsed, query),
                 wait_s=wait_s(prefer, caller.wait_s, self._settings.queue_wait_s),
@@ -243,7 +243,7 @@ def _error_headers(error: ProjectError) -> list[tuple[str, str]]:
     return headers
 
 
-def _strict_json(data: bytearray) -> Any:
+def _strict_json(data: bytes) -> Any:
     """As the engine reads it: UTF-8, and no NaN.
 
     Raises:
@@ -272,7 +272,7 @@ class _Bodies:
         try:
             yield body
         finally:
-            self.total_bytes -= len(body.data)
+            self.total_bytes -= body.size_bytes
 
 
 class _Body:
@@ -280,7 +280,8 @@ class _Body:
 
     def __init__(self, all_bodies: _Bodies) -> None:
         self._all = all_bodies
-        self.data = bytearray()
+        self.size_bytes = 0
+        self.whole = b""
 
     async def read(self, headers: Headers, receive: Receive) -> None:
         """Read it.
@@ -292,21 +293,23 @@ class _Body:
         announced = headers.get("content-length", "")
         if announced.isdigit():
             self._check(int(announced))
-        more = True
+        data, more = bytearray(), True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _ClientLeft
             chunk = message.get("body", b"")
-            self._check(len(self.data) + len(chunk))
+            self._check(self.size_bytes + len(chunk))
             if self._all.total_bytes + len(chunk) > self._all.total_limit_bytes:
                 raise QueueFull(
                     f"all requests together hold {self._all.total_limit_bytes // _MIB} MiB, which "
                     "is the most (setting bodies_limit_mib); try again"
                 )
-            self.data += chunk
+            data += chunk
+            self.size_bytes += len(chunk)
             self._all.total_bytes += len(chunk)
             more = message.get("more_body", False)
+        self.whole = bytes(data)
 
     def _check(self, size_bytes: int) -> None:
         if size_bytes > self._all.limit_bytes:
@@ -322,11 +325,11 @@ class _Body:
             BadRequest: It is not a JSON object.
         """
         try:
-            if len(self.data) > _BIG_BYTES:
+            if len(self.whole) > _BIG_BYTES:
                 async with self._all.parsing:
-                    found = await asyncio.to_thread(_strict_json, self.data)
+                    found = await asyncio.to_thread(_strict_json, self.whole)
             else:
-                found = _strict_json(self.data)
+                found = _strict_json(self.whole)
         except (ValueError, RecursionError) as exc:
             raise BadRequest(f"the request is not JSON: {exc}") from exc
         if not isinstance(found, dict):

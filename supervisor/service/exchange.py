@@ -10,16 +10,18 @@ from typing import Any, Final
 
 from supervisor.core.answer_numbers import AnswerNumbers
 from supervisor.core.api_errors import error_body, error_event
-from supervisor.core.calls import Call
+from supervisor.core.calls import Call, with_members
 from supervisor.core.continuing.events import EventSplitter
 from supervisor.core.continuing.transcript import (
     Continue,
     Hopeless,
+    Outcome,
+    Restart,
     Transcript,
     asked_upstream,
     transcript_of,
 )
-from supervisor.core.folding.fold import Fold, as_stream, can_fold, fold_of
+from supervisor.core.folding.fold import Fold, can_fold, fold_of, stream_members
 from supervisor.core.gateway_routes import Work
 from supervisor.core.request_record import RequestRecord
 from supervisor.errors import AnswerLost, EngineUnreachable
@@ -80,16 +82,17 @@ class Exchange:
         another one not while others are answered.
         """
         api, path = call.route.api, call.route.path
+        members: Mapping[str, Any] = {}
         if not call.is_stream:
             if not can_fold(api, path, parsed):
                 return
             self._fold = fold_of(api, path, parsed)
-            self._body = as_stream(api, call.body)
-            parsed = json.loads(self._body)
-        self._transcript = transcript_of(api, path, parsed)
-        asked = asked_upstream(api, parsed)
-        if added := {key: value for key, value in asked.items() if key not in parsed}:
-            self._body = json.dumps(added).encode()[:-1] + b"," + self._body.lstrip()[1:]
+            members = stream_members(api)
+        wanted = {**parsed, **members}
+        self._transcript = transcript_of(api, path, wanted)
+        asked = asked_upstream(api, wanted)
+        more = {key: value for key, value in asked.items() if key not in wanted}
+        self._body = with_members(call.body, {**members, **more})
 
     async def through(self, seat: Seat) -> None:
         """Have it answered by the engine of a seat.
@@ -140,7 +143,10 @@ class Exchange:
         if fold is None:
             outlet.put(splitter.rest)
             return
-        status, body = fold.answer()
+        try:
+            status, body = fold.answer()
+        except ValueError as exc:
+            raise _CannotFold from exc
         outlet.begin(status, [_JSON, ("content-length", str(len(body)))])
         outlet.put(body)
 
@@ -263,7 +269,7 @@ class Exchange:
         )
 
 
-def _raise_if_hopeless(following: Any) -> Any:
+def _raise_if_hopeless(following: Outcome) -> Continue | Restart:
     if isinstance(following, Hopeless):
         raise AnswerLost(
             "llama-server ended in the middle of this answer, which cannot be continued: "

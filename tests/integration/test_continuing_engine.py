@@ -13,7 +13,7 @@ import anthropic
 import openai
 import pytest
 from lab.engine import LoneEngine, lone_engine, parsed
-from lab.recited import as_bytes, as_tokens, write_reciting_model
+from lab.recited import TEMPLATE, as_bytes, as_tokens, write_reciting_model
 
 from agents.contract import EngineFacts
 from supervisor.core.continuing.transcript import (
@@ -49,19 +49,6 @@ CALLING = as_tokens(
 )
 SPOKEN = 'Smile with 😀 🎉 and say你好 Cafe\u0301 toñ "quoted" back\\slash\n ending now.'
 SONGS = {"": PLAIN, "¶": THINKING, "§": CALLING}
-TEMPLATE = """\
-{%- if tools %}{{ '<|system|>' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}
-{%- for message in messages %}{{- '<|' + message.role + '|>\n' }}
-{%- if message.reasoning_content %}
-{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}
-{%- endif %}
-{{- message.content or '' }}
-{%- for call in message.tool_calls or [] %}
-{{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
-{{- (call.function.arguments | tojson) + '}\n</tool_call>' }}
-{%- endfor %}{{- '<|end|>\n' }}{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{{ song }}{% endif %}"""
-
 TOOL = {
     "name": "look",
     "description": "Look at something",

@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpx
 import pytest
 from lab.engine import LoneEngine, lone_engine
-from lab.recited import as_bytes, as_tokens, write_reciting_model
+from lab.recited import TEMPLATE, as_bytes, as_tokens, write_reciting_model
 
 from agents.contract import EngineFacts
 from supervisor.core.continuing.events import EventSplitter
@@ -44,19 +44,6 @@ CALLING = as_tokens(
 UNTOLD = as_tokens(["<th", "ink>\n\n</th", "ink>\n\n"])
 TORN = [*as_bytes("é"), *as_tokens(["tude"])]
 SONGS = {"": PLAIN, "¶": THINKING, "§": CALLING, "¢": UNTOLD, "¥": TORN, "£": []}
-
-TEMPLATE = """\
-{%- if tools %}{{ '<|system|>' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}
-{%- for message in messages %}{{- '<|' + message.role + '|>\n' }}
-{%- if message.reasoning_content %}
-{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}
-{%- endif %}
-{{- message.content or '' }}
-{%- for call in message.tool_calls or [] %}
-{{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
-{{- (call.function.arguments | tojson) + '}\n</tool_call>' }}
-{%- endfor %}{{- '<|end|>\n' }}{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{{ song }}{% endif %}"""
 
 SCHEMA: Final[dict[str, Any]] = {
     "type": "object",

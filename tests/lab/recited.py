@@ -21,6 +21,20 @@ LOGIT = 60.0
 UNKNOWN, CONTROL, BYTE, NORMAL = 2, 3, 6, 1
 END = "</s>"
 
+TEMPLATE = """\
+{%- if tools %}{{ '<|system|>' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}
+{%- for message in messages %}{{- '<|' + message.role + '|>\n' }}
+{%- if message.reasoning_content %}
+{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}
+{%- endif %}
+{{- message.content or '' }}
+{%- for call in message.tool_calls or [] %}
+{{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- (call.function.arguments | tojson) + '}\n</tool_call>' }}
+{%- endfor %}{{- '<|end|>\n' }}{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{{ song }}{% endif %}"""
+"""A chat template with reasoning and tools; ``song`` of chat_template_kwargs opens a song."""
+
 
 def as_bytes(characters: str) -> list[str]:
     """The tokens of characters that are no tokens themselves."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from supervisor.core.calls import with_members
 from supervisor.core.folding.base import Fold
 from supervisor.core.folding.chunks import Chat, Completion
 from supervisor.core.folding.messages import Messages
@@ -10,7 +11,7 @@ from supervisor.core.folding.native import Native
 from supervisor.core.folding.responses import Responses
 from supervisor.core.gateway_routes import ROUTES, Api, Work
 
-__all__ = ["Fold", "as_stream", "can_fold", "fold_of"]
+__all__ = ["Fold", "as_stream", "can_fold", "fold_of", "stream_members"]
 
 _PROBABILITIES: Final = ("n_probs", "logprobs", "top_logprobs")
 
@@ -22,10 +23,14 @@ _OVERWRITTEN: Final = ("stream", "timings_per_token", "echo")
 """Members that :func:`as_stream` puts in place of the client's own. A value of another type is
 refused by the engine, and has to stay."""
 
-_ASKED: Final = b'"stream":true'
-_TIMED: Final = _ASKED + b',"stream_options":{"include_usage":true},"timings_per_token":true'
-_MEMBERS: Final[Mapping[Api, bytes]] = {
-    Api.CHAT: _TIMED + b',"echo":true',
+_ASKED: Final[Mapping[str, Any]] = {"stream": True}
+_TIMED: Final = {
+    **_ASKED,
+    "stream_options": {"include_usage": True},
+    "timings_per_token": True,
+}
+_MEMBERS: Final[Mapping[Api, Mapping[str, Any]]] = {
+    Api.CHAT: {**_TIMED, "echo": True},
     Api.COMPLETIONS: _TIMED,
     Api.RESPONSES: _ASKED,
     Api.MESSAGES: _ASKED,
@@ -79,21 +84,23 @@ def _has_stop_words(body: Mapping[str, Any]) -> bool:
     return bool(body.get("stop") or body.get("stop_sequences"))
 
 
-def as_stream(api: Api, body: bytes) -> bytes:
-    """The same request for a stream, which tells the usage.
+def stream_members(api: Api) -> Mapping[str, Any]:
+    """Members that make of a request the same one for a stream, which tells the usage.
 
-    Members are put before the last brace, and nothing else changes: of two members with one name
-    the engine takes the last one. The timings of each event tell the tokens of a text; ``echo`` has
-    the stream tell what the client itself has the answer begin with, as a whole answer does.
+    The timings of each event tell the tokens of a text; ``echo`` has the stream tell what the
+    client itself has the answer begin with, as a whole answer does.
+    """
+    return _MEMBERS[api]
+
+
+def as_stream(api: Api, body: bytes) -> bytes:
+    """The same request for a stream; nothing else of it changes.
 
     Args:
         api: Which is called.
         body: A JSON object, for which :func:`can_fold` holds.
     """
-    end = body.rindex(b"}")
-    start = body.index(b"{") + 1
-    comma = b"," if body[start:end].strip() else b""
-    return body[:end] + comma + _MEMBERS[api] + body[end:]
+    return with_members(body, stream_members(api))
 
 
 def fold_of(api: Api, path: str, body: Mapping[str, Any]) -> Fold:

@@ -35,7 +35,7 @@ class Bounded:
             if scope["method"] == "CONNECT":
                 app = problem(405, BadRequest.code, "this is no proxy")  # 200 would make it one
             elif _is_large(scope):
-                app = _large_head(path)
+                app = _large_head(path, _head_bytes(scope), len(headers))
             elif not is_gateway_path(path):
                 if _announced_bytes(headers) > BODY_BYTES:
                     app = refusal(path, RequestTooLarge(_LARGE))
@@ -48,10 +48,12 @@ class Bounded:
 
 def _is_large(scope: Scope) -> bool:
     """Whether the head of a request is too large."""
-    headers: list[tuple[bytes, bytes]] = scope["headers"]
-    size_bytes = len(scope["raw_path"]) + len(scope["query_string"])
-    size_bytes += sum(len(name) + len(value) + 4 for name, value in headers)
-    return size_bytes > HEAD_BYTES or len(headers) > HEADERS
+    return _head_bytes(scope) > HEAD_BYTES or len(scope["headers"]) > HEADERS
+
+
+def _head_bytes(scope: Scope) -> int:
+    size_bytes: int = len(scope["raw_path"]) + len(scope["query_string"])
+    return size_bytes + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
 
 
 def _bounded(receive: Receive) -> Receive:
@@ -73,8 +75,11 @@ def _announced_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
     return next((int(value) for name, value in headers if name == b"content-length"), 0)
 
 
-def _large_head(path: str) -> JSONResponse:
-    text = f"the head of a request may have {HEADERS} headers and {HEAD_BYTES // 1024} KiB"
+def _large_head(path: str, size_bytes: int, headers: int) -> JSONResponse:
+    text = (
+        f"the head of the request has {headers} headers and {size_bytes} bytes, and may have "
+        f"{HEADERS} and {HEAD_BYTES}; send less, such as fewer cookies"
+    )
     if is_gateway_path(path):
         return JSONResponse(error_body(api_of(path), 431, RequestTooLarge.code, text), 431)
     return problem(431, RequestTooLarge.code, text)

@@ -77,20 +77,18 @@ class Gateway:
 
     async def run(self, bus: EventBus) -> None:
         """Look after the lanes as deployments change, until cancelled."""
-        idle = asyncio.create_task(self._on_demand.run(self.lanes))
-        try:
-            while True:
-                with bus.subscribe() as changes:
-                    self.lanes.look_again()
-                    async for change in changes:
-                        if change.name.startswith("deployment"):
-                            self.lanes.look_again()
-                        if idle.done():
-                            idle.result()
-                await asyncio.sleep(0)  # we lagged behind and were cut off
-        finally:
-            idle.cancel()
-            await asyncio.gather(idle, return_exceptions=True)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._on_demand.run(self.lanes))
+            tasks.create_task(self._follow(bus))
+
+    async def _follow(self, bus: EventBus) -> None:
+        while True:
+            with bus.subscribe() as changes:
+                self.lanes.look_again()
+                async for change in changes:
+                    if change.name.startswith("deployment"):
+                        self.lanes.look_again()
+            await asyncio.sleep(0)  # we lagged behind and were cut off
 
     def begin_to_end(self) -> None:
         """Take no new requests, and send those away that wait; the others go on."""

@@ -88,7 +88,14 @@ class OnDemand:
                 if deployment.spec.ttl_s is not None and idle_s >= deployment.spec.ttl_s:
                     extra = {"deployment": deployment.id, "idle_s": round(idle_s)}
                     log.info("deployment.idle", extra=extra)
-                    await self._launcher.stop(deployment.id)
+                    await self._stop(deployment.id)
+
+    async def _stop(self, name: DeploymentId) -> None:
+        """Somebody may remove it at the same moment, which is no reason to end."""
+        (outcome,) = await asyncio.gather(self._launcher.stop(name), return_exceptions=True)
+        if isinstance(outcome, BaseException):
+            extra = {"deployment": name, "reason": repr(outcome)}
+            log.warning("deployment.idle_not_stopped", extra=extra)
 
     def _idle_s(self, deployment: Deployment, lane: Lane) -> float:
         """Since the last request, or since it became ready."""

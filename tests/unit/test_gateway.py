@@ -21,8 +21,9 @@ from gateway_world import (
     whole,
 )
 
-from supervisor.core.entities import Cause, DeploymentSpec, LaunchId
+from supervisor.core.entities import Cause, Deployment, DeploymentSpec, LaunchId
 from supervisor.core.lifecycle import State
+from supervisor.errors import DeploymentUnknown
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 ANSWER = {"usage": {"prompt_tokens": 7, "completion_tokens": 3}, "choices": []}
@@ -355,6 +356,31 @@ async def test_what_nobody_used_for_its_time_is_stopped(world: World) -> None:
     finally:
         looking.cancel()
     assert world.stopped == ["gem"]
+
+
+async def test_what_cannot_be_stopped_keeps_nothing_else_from_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = DeploymentSpec(model="/m/gem-Q4.gguf", ttl_s=0.5)
+    world.put(deployment("removed", spec=spec, port=1))
+    world.put(deployment("gem", spec=spec, port=2))
+    stop = world.stop
+
+    async def stop_some(name: str) -> Deployment:
+        if name == "removed":
+            raise DeploymentUnknown("no deployment 'removed'")
+        return await stop(name)
+
+    monkeypatch.setattr(world, "stop", stop_some)
+    looking = asyncio.create_task(world.on_demand.run(world.gateway.lanes))
+    try:
+        async with asyncio.timeout(10):
+            while not world.stopped:
+                await asyncio.sleep(0.05)
+        assert not looking.done()
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
 
 
 async def test_what_is_used_is_not_stopped(world: World) -> None:

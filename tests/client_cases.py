@@ -466,6 +466,16 @@ def _cases() -> list[Case]:
                 act = litellm("completion", {**asked, "model": f"openai/{body['model']}"})
                 cases.append(Case(f"litellm chat, {name}{mark}", act, model, says=says))
         for name, body in COMPLETIONS.items():
+            if name == "two prompts" and stream:
+                # llama-server says "data: null" in between, at which the SDK leaves.
+                cases.append(
+                    Case(
+                        f"curl completions, {name}{mark}",
+                        curl("/v1/completions", {**body, **how}),
+                        says=("travelled", "hand"),
+                    )
+                )
+                continue
             act = openai("completions.create", {**body, **how})
             cases.append(Case(f"openai completions, {name}{mark}", act))
         for name, (model, body, says) in RESPONSES.items():

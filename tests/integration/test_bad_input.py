@@ -205,7 +205,7 @@ async def squatter() -> AsyncIterator[None]:
 async def test_a_second_client_on_an_rpc_port_is_named_and_nothing_hangs(
     cluster: Cluster, demo_model: Path
 ) -> None:
-    await cluster.supervisor(verify_s=2, worker_ready_s=4)
+    await cluster.supervisor(verify_s=4, worker_ready_s=8)
     await cluster.agent("one")
     async with squatter():
         await cluster.launch(demo_model, transport="direct")
@@ -222,7 +222,7 @@ async def test_a_second_client_beside_the_far_end_is_named_and_nothing_hangs(
     cluster: Cluster, demo_model: Path
 ) -> None:
     """A program on the worker itself; nobody else can reach the rpc-server behind a link."""
-    await cluster.supervisor(worker_ready_s=4)
+    await cluster.supervisor(worker_ready_s=8)
     await cluster.agent("one")
     async with squatter():
         await cluster.launch(demo_model)

@@ -32,7 +32,7 @@ async def test_a_worker_that_falls_silent_before_the_load_is_named(
     cluster: Cluster, demo_model: Path, engine: EngineFacts, tmp_path: Path
 ) -> None:
     """llama-server itself would print nothing, open no port, and wait for ever."""
-    await cluster.supervisor(connect_s=3)
+    await cluster.supervisor(connect_s=6)
     await cluster.agent("good")
     flags = [f'--state "{tmp_path}/state"', "--later-hangs-after 2"]  # its agent's probe, and ours
     folder = engine_folder(tmp_path, engine, "rpc_server.py", *flags)
@@ -44,7 +44,7 @@ async def test_a_worker_that_falls_silent_before_the_load_is_named(
     assert deployment["error_code"] == "connect_stalled", deployment["reason"]
     assert "phase: connect" in deployment["reason"]
     assert "worker silent" in deployment["reason"]
-    assert time.monotonic() - started_s < 15
+    assert time.monotonic() - started_s < 25
     assert not engine_pids()
 
 

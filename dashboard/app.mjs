@@ -1,47 +1,99 @@
 // @ts-check
-// Wiring: events in, state on, page out. Decisions live in state.mjs, looks in the views.
+// Wiring: events in, state on, page out. Decisions live in state.mjs and the views' own reducers,
+// looks in the views, what they ask of the main host in their actions.
+//
+// A view is a folder whose index.mjs exports a `View` (types.mjs). Its elements name what happens:
+//   data-action="launch/submit"   click on a button or link; change of an input, select or textarea
+//   data-input, data-submit, data-toggle, data-scroll, data-close   the event of that name
+//   data-modal       a dialog that is shown as soon as it is there; take it out to close it
+//   data-follow      keeps the end of a scrolled element in sight
+//   data-autofocus   takes the focus when it appears
+/** @import { Page, State, View } from "./types.mjs" */
 
-import { api, ApiError, follow } from "./api.mjs";
-import { readyDevices } from "./devices_view.mjs";
-import { deploymentName, parseSplit } from "./format.mjs";
-import { byId, render } from "./render.mjs";
-import { initial, reduce } from "./state.mjs";
+import { api, ApiError, followAll } from "./api.mjs";
+import { chat } from "./chat/index.mjs";
+import { deployments } from "./deployments/index.mjs";
+import { devices } from "./devices/index.mjs";
+import { patch } from "./dom.mjs";
+import { frameActions, frameView, titleOf } from "./frame.mjs";
+import { launch } from "./launch/index.mjs";
+import { records } from "./records/index.mjs";
+import { address, parseRoute } from "./routes.mjs";
+import { settings } from "./settings/index.mjs";
+import { initialState, reducer } from "./state.mjs";
 
 const TICK_MS = 1000;
 const RETRY_MS = 3000;
 const COPIED_MS = 2000;
-const STALE_MS = 30_000;
+const QUIET_MS = 20_000; // without an event; a look then shows whether the connection is alive
 
-let state = initial;
+/** In the order of the navigation. @type {View[]} */
+const views = [devices, launch, deployments, chat, records, settings];
+const reduce = reducer(views);
+const root = /** @type {HTMLElement} */ (document.getElementById("page"));
+
+/** @type {State} */
+let state = { ...initialState(views), route: parseRoute(location.hash) };
 let isDrawDue = false;
 
 const now_ms = () => Date.now() + state.skew_ms;
 
+/** @type {Page} */
+const page = {
+  api,
+  state: () => state,
+  now_ms,
+  dispatch,
+  ask,
+  connect,
+  go: (view, ...parts) => { location.hash = address(view, ...parts); },
+  signedOut,
+  copyText,
+};
+
 /** @param {string} type @param {any} [data] */
 function dispatch(type, data) {
+  const before = state;
   state = reduce(state, { type, data, at_ms: Date.now() });
   if (!isDrawDue) requestAnimationFrame(draw);
   isDrawDue = true;
+  if (state === before) return;
+  for (const view of views) view.effect?.(page, before, state);
 }
 
 function draw() {
   isDrawDue = false;
-  render(state, now_ms());
-  for (const log of document.querySelectorAll("[data-follow]")) log.scrollTop = log.scrollHeight;
+  const shown = new Set(document.querySelectorAll("[data-autofocus]"));
+  patch(root, frameView(state, now_ms(), views));
+  const title = titleOf(state);
+  if (document.title !== title) document.title = title;
+  for (const dialog of document.querySelectorAll("dialog[data-modal]:not([open])")) {
+    /** @type {HTMLDialogElement} */ (dialog).showModal();
+  }
+  for (const element of document.querySelectorAll("[data-follow]")) element.scrollTop = element.scrollHeight;
+  for (const element of document.querySelectorAll("[data-autofocus]")) {
+    if (!shown.has(element)) /** @type {HTMLElement} */ (element).focus();
+  }
 }
 
 /**
- * Await an answer. A missing key shows the sign-in form; what else goes wrong, `onRefused` shows.
- * @param {Promise<any>} answer @param {(error: string) => void} [onRefused]
- * @returns {Promise<{value: any} | null>}
+ * Await an answer and show under `key` that it is awaited, or why it was refused. A missing key
+ * shows the sign-in form.
+ * @param {string} key @param {Promise<any>} answer
+ * @returns {Promise<{value: any} | null>} null: refused
  */
-async function ask(answer, onRefused) {
+async function ask(key, answer) {
+  dispatch("ask", { key, busy: true });
   try {
-    return { value: await answer };
+    const value = await answer;
+    dispatch("ask", { key });
+    return { value };
   } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    if (error.code === "key_required") signOut();
-    onRefused?.(error.message);
+    const isAborted = error instanceof DOMException && error.name === "AbortError";
+    const isSlow = error instanceof DOMException && error.name === "TimeoutError";
+    if (!(error instanceof ApiError || isAborted || isSlow)) throw error;
+    if (error instanceof ApiError && error.code === "key_required") signedOut();
+    dispatch("ask", { key, error: isAborted ? "" : isSlow ? "The main host did not answer in time; try again." : error.message });
     return null;
   }
 }
@@ -50,145 +102,75 @@ async function ask(answer, onRefused) {
 
 let endStream = () => {};
 let retryTimer = 0;
+let heard_ms = Date.now();
 
 function connect() {
   endStream();
   clearTimeout(retryTimer);
-  endStream = follow(onEvent, (isClosed) => {
+  heard_ms = Date.now();
+  endStream = followAll(onEvent, (isClosed) => {
     dispatch("disconnected");
     if (!isClosed) return;
     // The browser gave up and does not say why: any other request tells whether the key is missing.
     retryTimer = setTimeout(connect, RETRY_MS);
-    loadModels();
+    lookWho();
   });
 }
 
 /** @param {string} type @param {any} data */
 function onEvent(type, data) {
+  heard_ms = Date.now();
   dispatch(type, data);
-  if (type === "snapshot") loadModels();
-  // An open panel follows its deployment to the next launch.
-  for (const [id, { launch_id }] of Object.entries(state.commands)) {
-    if (state.deployments[id].launch_id !== launch_id) openCommands(id);
-  }
+  if (type !== "snapshot") return;
+  lookWho();
+  loadModels();
 }
 
-function signOut() {
+function signedOut() {
   if (state.connection === "signed_out") return;
   endStream();
   clearTimeout(retryTimer);
   dispatch("key_required");
-  requestAnimationFrame(() => byId("key").focus());
+}
+
+async function lookWho() {
+  const answer = await ask("who", api.who());
+  if (answer) dispatch("who", { who: answer.value });
+  return answer;
 }
 
 async function loadModels() {
-  const answer = await ask(api.models());
+  const answer = await ask("models", api.models());
   if (answer) dispatch("models", { models: answer.value });
 }
 
-// Forms
-
-/** @param {HTMLFormElement} form */
-async function signIn(form) {
-  dispatch("sign_in", { busy: true });
-  const key = String(new FormData(form).get("key")).trim();
-  const answer = await ask(api.signIn(key), (error) => dispatch("sign_in", { error }));
-  if (!answer) return;
-  form.reset();
-  dispatch("signed_in");
+/** A cable may be pulled without a word: who is silent for long is asked, and given up if silent still. */
+async function lookIfQuiet() {
+  if (state.connection !== "connected" || Date.now() - heard_ms < QUIET_MS) return;
+  heard_ms = Date.now();
+  if (await lookWho()) return dispatch("heard");
+  dispatch("disconnected");
   connect();
-}
-
-/** @param {HTMLFormElement} form */
-async function launch(form) {
-  const fields = new FormData(form);
-  const text = (/** @type {string} */ field) => String(fields.get(field)).trim();
-  const split = parseSplit(text("split"));
-  if (!split) return dispatch("launch", { error: "Layers per device are whole numbers, like 12, 12, 9." });
-  let devices = fields.getAll("devices");
-  // A split goes by position, so the order that the form shows is sent with it.
-  if (split.length && !devices.length) devices = readyDevices(state).map((device) => device.name);
-  const spec = { model: text("model"), name: text("name") || undefined, ctx_tokens: Number(text("ctx_tokens")), devices, split };
-  dispatch("launch", { busy: true });
-  const answer = await ask(api.launch(spec), (error) => dispatch("launch", { error }));
-  if (!answer) return;
-  dispatch("launch", {});
-  requestAnimationFrame(() => document.getElementById(`deployment-${answer.value.id}`)?.scrollIntoView({ block: "nearest" }));
-}
-
-// Deployments
-
-/** @param {"start" | "stop" | "remove"} action @param {string} id */
-async function act(action, id) {
-  dispatch("action", { id, busy: true });
-  const answer = await ask(api[action](id), (error) => dispatch("action", { id, error }));
-  if (answer) dispatch("action", { id });
-}
-
-/** @param {string} id */
-function confirmRemoval(id) {
-  const dialog = /** @type {HTMLDialogElement} */ (byId("remove-dialog"));
-  byId("remove-name").textContent = deploymentName(state.deployments[id]);
-  dialog.returnValue = "";
-  dialog.onclose = () => dialog.returnValue === "remove" && act("remove", id);
-  dialog.showModal();
-}
-
-/** @param {string} id */
-async function openCommands(id) {
-  const { launch_id } = state.deployments[id];
-  dispatch("commands_opened", { id, launch_id });
-  if (launch_id === null) return;
-  const answer = await ask(Promise.all([api.record(launch_id), api.shell(launch_id)]),
-    (error) => dispatch("commands", { id, launch_id, error }));
-  if (!answer) return;
-  const [record, { commands }] = answer.value;
-  dispatch("commands", { id, launch_id, record, commands });
-}
-
-/** @param {string} id @param {string} process */
-function openLog(id, process) {
-  dispatch("logs_opened", { id, process });
-  readLog(id);
-}
-
-/** Ids of the logs that are being asked for. @type {Set<string>} */
-const reading = new Set();
-
-/** @param {string} id */
-async function readLog(id) {
-  if (reading.has(id)) return;
-  reading.add(id);
-  const { process, offset } = state.logs[id];
-  const answer = await ask(api.logs(id, process, offset), (error) => dispatch("log_failed", { id, process, error }));
-  reading.delete(id);
-  if (answer) dispatch("log_chunk", { id, from: offset, chunk: answer.value });
-}
-
-async function openJoin() {
-  dispatch("join");
-  /** @type {HTMLDialogElement} */ (byId("join-dialog")).showModal();
-  const answer = await ask(api.joinCode(), (error) => dispatch("join", { error }));
-  if (answer) dispatch("join", { join: answer.value });
 }
 
 // Copying
 
-/** @param {HTMLElement} button @param {string} key id of the element to copy */
-async function copy(button, key) {
-  const source = byId(key);
+/** @param {HTMLElement} button @param {string} id of the element to copy */
+async function copy(button, id) {
+  const source = document.getElementById(id);
+  if (!source) return;
   const isCopied = await copyText(source.textContent ?? "", button.closest("dialog") ?? document.body);
   button.focus();
   if (!isCopied) return getSelection()?.selectAllChildren(source); // ready for the user's own Ctrl+C
-  dispatch("copied", { key });
-  setTimeout(() => state.copied === key && dispatch("copied", { key: "" }), COPIED_MS);
+  dispatch("copied", { key: id });
+  setTimeout(() => state.copied === id && dispatch("copied", { key: "" }), COPIED_MS);
 }
 
 /**
  * Browsers offer the clipboard API over https and on localhost only; the old way works everywhere.
- * @param {string} text @param {Element} host an open dialog, outside of which nothing can be selected
+ * @param {string} text @param {Element} [host] an open dialog, outside of which nothing can be selected
  */
-async function copyText(text, host) {
+async function copyText(text, host = document.body) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
@@ -206,56 +188,50 @@ async function copyText(text, host) {
 
 // Page events, all delegated, so that views hold no functions
 
-/** @type {Record<string, (target: any, data: Record<string, any>) => unknown>} */
+/** @type {Record<string, (page: Page, element: any, data: DOMStringMap, event: any) => unknown>} */
 const ACTIONS = {
-  "add-device": openJoin,
-  "copy": (button, { key }) => copy(button, key),
-  "start": (_, { id }) => act("start", id),
-  "stop": (_, { id }) => act("stop", id),
-  "remove": (_, { id }) => confirmRemoval(id),
-  "log-process": (select, { id }) => openLog(id, select.value),
-  "log-follow": (box, { id }) => dispatch("logs_follow", { id, follow: box.checked }),
+  ...frameActions,
+  "copy": (_, button, { key = "" }) => copy(button, key),
+  ...Object.assign({}, ...views.map((view) => view.actions)),
+};
+/** Attribute that names the action of each kind of event. @type {Record<string, string>} */
+const ATTRIBUTES = {
+  click: "action", change: "action", input: "input", submit: "submit", toggle: "toggle", scroll: "scroll", close: "close", keydown: "keydown",
 };
 
 /** @param {globalThis.Event} event */
-function onAction({ type, target }) {
-  const element = target instanceof Element && target.closest("[data-action]");
-  if (!(element instanceof HTMLElement)) return;
-  const isButton = element instanceof HTMLButtonElement;
-  if (isButton === (type === "click")) ACTIONS[element.dataset.action ?? ""]?.(element, element.dataset);
+function onEventOfPage(event) {
+  const name = ATTRIBUTES[event.type];
+  const element = event.target instanceof Element && event.target.closest(`[data-${name}]`);
+  if (!(element instanceof HTMLElement || element instanceof SVGElement)) return;
+  if (name === "action") {
+    const isField = element.matches("input, select, textarea");
+    if (isField === (event.type === "click")) return;
+  }
+  if (event.type === "submit") event.preventDefault();
+  ACTIONS[element.dataset[name] ?? ""]?.(page, element, element.dataset, event);
 }
-addEventListener("click", onAction);
-addEventListener("change", onAction);
+// Some of these do not bubble, but all can be captured.
+for (const type of Object.keys(ATTRIBUTES)) addEventListener(type, onEventOfPage, { capture: true, passive: type === "scroll" });
 
-// `toggle` does not bubble, but it can be captured.
-addEventListener("toggle", ({ target }) => {
-  if (!(target instanceof HTMLDetailsElement)) return;
-  const { panel, id = "" } = target.dataset;
-  if (!panel || !state.deployments[id]) return;
-  if (!target.open) dispatch(`${panel}_closed`, { id });
-  else if (panel === "logs") openLog(id, "llama-server");
-  else openCommands(id);
-}, true);
-
-addEventListener("submit", (event) => {
-  const form = /** @type {HTMLFormElement} */ (event.target);
-  if (form.method === "dialog") return;
-  event.preventDefault();
-  if (form.id === "launch-form") launch(form);
-  else signIn(form);
+addEventListener("hashchange", () => {
+  dispatch("route", parseRoute(location.hash));
+  requestAnimationFrame(() => {
+    scrollTo(0, 0);
+    /** @type {HTMLElement | null} */ (document.querySelector("main h2"))?.focus({ preventScroll: true });
+  });
 });
 
 // A computer or phone that slept wakes with a stream that only looks alive.
 addEventListener("visibilitychange", () => {
-  const isStale = now_ms() - state.updated_ms > STALE_MS;
-  if (!document.hidden && isStale && state.connection !== "signed_out") connect();
+  if (!document.hidden && Date.now() - heard_ms > QUIET_MS && state.connection !== "signed_out") connect();
 });
 
 setInterval(() => {
   if (document.hidden) return;
   dispatch("tick"); // ages grow
-  Object.keys(state.logs).forEach(readLog);
+  lookIfQuiet();
 }, TICK_MS);
 
-dispatch("tick");
+dispatch("route", state.route);
 connect();

@@ -23,6 +23,7 @@ from supervisor.adapters import agent_archive
 from supervisor.adapters.agent_client import AgentClient
 from supervisor.adapters.authority import Authority
 from supervisor.adapters.engine_http import EngineHttp
+from supervisor.adapters.hub_search import HubSearch
 from supervisor.adapters.link_probe import LinkProbe
 from supervisor.adapters.link_process import LinkProcesses
 from supervisor.adapters.llama_server import (
@@ -34,7 +35,7 @@ from supervisor.adapters.local_agent import LocalAgent
 from supervisor.adapters.memory_oracle import MemoryOracle
 from supervisor.adapters.models import list_models, read_any_model, read_model
 from supervisor.adapters.store import Store
-from supervisor.api.auth import load_or_make_key
+from supervisor.api.auth import load_or_make_key, load_or_make_session_secret
 from supervisor.api.http_server import page_server
 from supervisor.api.join_api import create_join_app
 from supervisor.api.metrics_api import Metrics
@@ -56,7 +57,8 @@ from supervisor.service.pushing import Pusher
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
 from supervisor.service.reporting import Reporter
-from supervisor.service.request_log import RequestLog
+from supervisor.service.request_log import REQUEST, RequestLog
+from supervisor.service.sessions import Sessions
 from supervisor.service.tidying import Tidier
 from supervisor.service.tools import Identity, MainHost, Tools
 from supervisor.settings import Settings
@@ -256,10 +258,14 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
     own_log.install()
     key = load_or_make_key(folder)
     keyring = KeyRing(store, key)
-    reporter = Reporter(tools, reconciler.all, engines, own_log, secrets=[key, engine_key])
+    session_secret = load_or_make_session_secret(folder)
+    reporter = Reporter(
+        tools, reconciler.all, engines, own_log, secrets=[key, engine_key, session_secret]
+    )
     request_log = RequestLog(store)
     metrics = Metrics(reconciler.all, registry.devices, bus, lambda: gateway.lane_counts)
     request_log.on_note.append(metrics.note)
+    request_log.on_note.append(lambda record: bus.publish(REQUEST, record.model_dump(mode="json")))
 
     def models() -> list[dict[str, object]]:
         return list_models([*settings.model_folders, Path.home() / "models"])
@@ -288,6 +294,8 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         server_pin=authority.server_pin(),
         url=addresses.url,
         keyring=keyring,
+        sessions=Sessions(session_secret, keyring),
+        hub=HubSearch(),
         journal=journal,
         reporter=reporter,
         request_log=request_log,

@@ -167,7 +167,7 @@ class InsufficientMemory(CapacityError):
 
 
 class RateLimited(CapacityError):
-    """A key has made more requests than it may, or has too many open.
+    """A key has made more requests than it may, or has too many open; or wrong ones were tried.
 
     ``retry_after_s`` says when the next one may come.
     """
@@ -192,6 +192,13 @@ class QueueFull(CapacityError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class TooManyStreams(CapacityError):
+    """As many listeners follow logs as may do so at once."""
+
+    code = "too_many_streams"
+    retryable = True
 
 
 class EngineError(ProjectError):
@@ -380,6 +387,12 @@ class WorkerBusy(PeerError):
 
     code = "worker_busy"
     retryable = True
+
+
+class DeviceExcluded(PeerError):
+    """A device was named that the operator wants no plan with."""
+
+    code = "device_excluded"
 
 
 class WorkerUnreachable(PeerError):

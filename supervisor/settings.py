@@ -3,11 +3,13 @@
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
+from pydantic_core import PydanticUndefined
 
 from agents.contract import JOIN_PORT
 from supervisor.core.entities import FrozenModel, Seconds
@@ -25,8 +27,25 @@ _LISTS: Final = {"model_folders": ":", "cors_origins": r"[,\s]"}
 """What separates the parts of a list in an environment variable; an origin has colons itself."""
 
 
+Source = Literal["default", "file", "environment", "option"]
+"""Where a value came from. An option is one of the command line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where settings came from, which makes no difference between two of them."""
+
+    path: Path | None = field(default=None, compare=False)
+    sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
+    """Of each setting that somebody gave."""
+    default_folder: Path | None = field(default=None, compare=False)
+
+
 class Settings(FrozenModel):
-    """Every setting with its default. ``supervisor.example.toml`` documents the same keys."""
+    """Every setting with its default. ``supervisor.example.toml`` documents the same keys.
+
+    A secret would be a ``SecretStr``, which is shown to nobody.
+    """
 
     data_folder: Path = Field(description="database, keys, logs; one supervisor per folder")
     host: str = Field("127.0.0.1", description="address of dashboard, REST and /v1")
@@ -43,7 +62,9 @@ class Settings(FrozenModel):
     head_room_mib: int = Field(0, ge=0, description="kept free on every device, at least")
     backend_sampling: bool = Field(False, description="devices may pick tokens (experimental)")
     log_format: Literal["text", "json"] = Field("text", description="of our own log lines")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the lowest that is shown of our own log lines"
+    )
     keyless_loopback: KeylessLoopback = Field(
         "all", description="what is open to this host without a key: all, /v1 only, or nothing"
     )
@@ -132,9 +153,39 @@ class Settings(FrozenModel):
         1.2, ge=1, description="predicted speed over present speed that is worth a relaunch"
     )
 
+    _provenance: Provenance = PrivateAttr(default_factory=Provenance)
 
-def load(toml_text: str, environ: Mapping[str, str], *, default_folder: Path) -> Settings:
+    @property
+    def path(self) -> Path | None:
+        """Of the settings file, which need not exist; None: nobody looked for one."""
+        return self._provenance.path
+
+    def source(self, name: str) -> Source:
+        """Where the value of this setting came from."""
+        return self._provenance.sources.get(name, "default")
+
+    def default(self, name: str) -> Any:
+        """What this setting would be if nobody had given it."""
+        default = type(self).model_fields[name].default
+        return self._provenance.default_folder if default is PydanticUndefined else default
+
+
+def load(
+    toml_text: str,
+    environ: Mapping[str, str],
+    *,
+    default_folder: Path,
+    path: Path | None = None,
+    options: Collection[str] = (),
+) -> Settings:
     """Merge defaults, file and environment (``SUPERVISOR_PORT=8200``), the later ones winning.
+
+    Args:
+        toml_text: Of the settings file; empty if there is none.
+        environ: Other variables than ours are left alone.
+        default_folder: The data folder, unless one is given.
+        path: Of the settings file, to be told to whoever asks.
+        options: Settings in ``environ`` that were options of the command line.
 
     Raises:
         BadSettings: A key is unknown (with the nearest known one) or a value is impossible.
@@ -143,24 +194,29 @@ def load(toml_text: str, environ: Mapping[str, str], *, default_folder: Path) ->
         values: dict[str, Any] = tomllib.loads(toml_text)
     except tomllib.TOMLDecodeError as exc:
         raise BadSettings(f"the settings file is not TOML: {exc}") from exc
-    for name, text in environ.items():
-        if name.startswith(PREFIX) and name not in CLIENT_VARIABLES:
-            values[name.removeprefix(PREFIX).lower()] = _from_text(name, text)
+    sources: dict[str, Source] = dict.fromkeys(values, "file")
+    for variable, text in environ.items():
+        if variable.startswith(PREFIX) and variable not in CLIENT_VARIABLES:
+            name = variable.removeprefix(PREFIX).lower()
+            values[name] = _from_text(name, text)
+            sources[name] = "option" if name in options else "environment"
     for key in values:
         if key not in Settings.model_fields:
             raise BadSettings(f"unknown setting {key!r}{_suggestion(key)}")
     try:
-        return Settings.model_validate({"data_folder": default_folder, **values})
+        settings = Settings.model_validate({"data_folder": default_folder, **values})
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         given = first.get("input")
         raise BadSettings(f"setting {where} = {given!r}: {first['msg'].lower()}") from exc
+    settings._provenance = Provenance(path, sources, default_folder)
+    return settings
 
 
 def _from_text(name: str, text: str) -> object:
     """Lists come as ``a:b``, like PATH; pydantic reads numbers and booleans from text itself."""
-    separators = _LISTS.get(name.removeprefix(PREFIX).lower())
+    separators = _LISTS.get(name)
     return [part for part in re.split(separators, text) if part] if separators else text
 
 

@@ -1,4 +1,5 @@
-"""Requests to the model hub: what a repository holds, and ranges of its files; never whole files.
+"""Requests to the model hub: searches, what a repository holds, and ranges of its files; never
+whole files.
 
 ``huggingface_hub`` brings address (``HF_ENDPOINT``), token, connections and proxies; what it leaves
 open is decided here: every request has time-outs and a bounded number of tries.
@@ -15,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from pydantic import BaseModel, Field, TypeAdapter
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -30,7 +32,7 @@ from tenacity import (
 
 from agents.errors import ProjectError
 from supervisor import __version__
-from supervisor.core.model_reference import RepoFile
+from supervisor.core.model_reference import FoundRepo, RepoFile
 from supervisor.errors import HubOffline, HubUnreachable, ModelForbidden, ModelMissing
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,11 @@ MAX_QUOTED: Final = 300  # characters of the hub's own words in a message
 BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 TRANSPORT_ERROR: Final[type[Exception]] = HfHubHTTPError.__bases__[0]
 """Of the HTTP library that this huggingface_hub uses: httpx in 1.x, httpx2 in 2.x."""
+
+_SHOWN_OF_FOUND: Final = ("downloads", "gated", "lastModified", "likes")
+"""What a search is to tell of each repository; by itself the hub would tell far more."""
+
+_MOST_FOUND_BYTES: Final = 4 << 20
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _RATE_LIMIT: Final = re.compile(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d{1,9})")
@@ -88,6 +95,30 @@ class RemotePart:
         return f"{self.repo}/{self.path}"
 
 
+class _Found(BaseModel):
+    """A repository in the hub's answer to a search; what it says besides is left alone."""
+
+    id: str
+    downloads: int | None = None
+    likes: int | None = None
+    last_modified: datetime | None = Field(default=None, alias="lastModified")
+    gated: str | bool | None = None
+    """How access is given, such as "auto" or "manual"."""
+
+    def facts(self) -> FoundRepo:
+        changed = self.last_modified
+        return FoundRepo(
+            repo=self.id,
+            downloads=self.downloads or 0,
+            likes=self.likes or 0,
+            updated_at=changed.isoformat(timespec="seconds") if changed else "",
+            is_gated=bool(self.gated),
+        )
+
+
+_ANSWER: Final = TypeAdapter(list[_Found])
+
+
 class _TryAgain(HubUnreachable):
     """This try failed, the next may not; ``after_s`` is what the hub asks to wait."""
 
@@ -129,10 +160,43 @@ class Hub:
             )
             return Listing(info.id, info.sha or constants.DEFAULT_REVISION, files, etags)
         except (ValueError, KeyError, TypeError) as exc:
-            raise HubUnreachable(
-                f"{self.endpoint} answers, but not as a model hub does; check HF_ENDPOINT, and"
-                " whether this network wants you to sign in first"
-            ) from exc
+            raise self._is_no_hub() from exc
+
+    def search(self, text: str, limit: int) -> list[FoundRepo]:
+        """Ask for repositories with GGUF files whose name has ``text``, the most loaded first.
+
+        ``HfApi.list_models`` asks the same, but waits for ever for a hub that is silent, and
+        minutes for one that is busy.
+
+        Raises:
+            ModelForbidden, HubOffline, HubUnreachable: With reason, link and remedy.
+        """
+        self._check_endpoint()
+        body = self._repeated("", "", lambda: self._found(text, limit))
+        try:
+            return [found.facts() for found in _ANSWER.validate_json(body)][:limit]
+        except ValueError as exc:
+            raise self._is_no_hub() from exc
+
+    def _found(self, text: str, limit: int) -> bytes:
+        patience = self.patience
+        deadline_s = time.monotonic() + patience.range_s
+        params: dict[str, Any] = {"filter": "gguf", "sort": "downloads", "limit": limit}
+        params |= {"expand": _SHOWN_OF_FOUND} | ({"search": text} if text else {})
+        url, found = f"{self.endpoint.rstrip('/')}/api/models", bytearray()
+        with get_session().stream(
+            "GET", url, params=params, headers=_headers(), timeout=self._wait_s
+        ) as response:
+            if response.status_code != 200:
+                raise self._refusal("", "", response.status_code, response.headers)
+            for piece in response.iter_bytes():
+                found += piece
+                if len(found) > _MOST_FOUND_BYTES or time.monotonic() > deadline_s:
+                    raise HubUnreachable(
+                        f"{self.endpoint} sent {len(found)} bytes of an answer in"
+                        f" {patience.range_s:g} s and went on; try again, or search for less"
+                    )
+        return bytes(found)
 
     def fetch(self, part: RemotePart, start: int, end: int) -> bytes:
         """Read the bytes from ``start`` to before ``end``; what a dropped connection brought
@@ -155,12 +219,8 @@ class Hub:
     ) -> None:
         patience, at = self.patience, start + len(found)
         url = hf_hub_url(part.repo, part.path, revision=part.revision, endpoint=self.endpoint)
-        headers = {"User-Agent": f"{CLIENT}/{__version__}", "Range": f"bytes={at}-{end - 1}"}
-        headers |= {"Accept-Encoding": "identity"}
-        if token := _token():
-            headers["Authorization"] = f"Bearer {token}"
-        wait_s = (patience.connect_s, patience.silence_s, patience.silence_s, patience.connect_s)
-        with get_session().stream("GET", url, headers=headers, timeout=wait_s) as response:
+        headers = _headers() | {"Range": f"bytes={at}-{end - 1}", "Accept-Encoding": "identity"}
+        with get_session().stream("GET", url, headers=headers, timeout=self._wait_s) as response:
             if response.status_code not in (200, 206):
                 raise self._refusal(part.repo, part.path, response.status_code, response.headers)
             # Status 200: the server knows no ranges and sends everything, of which we want little.
@@ -182,6 +242,12 @@ class Hub:
                 f"{self.endpoint} sent {len(found)} of {end - start} bytes of"
                 f" {part.name}; try again later"
             )
+
+    @property
+    def _wait_s(self) -> tuple[float, float, float, float]:
+        """To connect, read, write, and get a connection."""
+        patience = self.patience
+        return patience.connect_s, patience.silence_s, patience.silence_s, patience.connect_s
 
     def _repeated(self, repo: str, path: str, work: Callable[[], T]) -> T:
         """Do it until it succeeds, fails for good, or has been tried often enough."""
@@ -216,8 +282,8 @@ class Hub:
             raise self._refusal(repo, path, response.status_code, response.headers) from exc
         except OfflineModeIsEnabled as exc:
             raise HubOffline(
-                f"HF_HUB_OFFLINE is set, so {repo} cannot be looked up; unset it, or give the path"
-                " of a .gguf file"
+                f"HF_HUB_OFFLINE is set, so {repo or 'the hub'} cannot be looked up; unset it, or"
+                " give the path of a .gguf file"
             ) from exc
         except (TRANSPORT_ERROR, OSError) as exc:
             raise _TryAgain(
@@ -230,7 +296,8 @@ class Hub:
     ) -> ProjectError:
         """Why the hub answers with an error, in our words and its own."""
         code, words = headers.get("x-error-code", ""), _quoted(headers.get("x-error-message", ""))
-        link, said = f"{self.endpoint}/{repo}", f" ({words})" if words else ""
+        # Without a repository it was a search, of which "models" is the hub's page.
+        link, said = f"{self.endpoint}/{repo or 'models'}", f" ({words})" if words else ""
         if status in BUSY:
             return self._busy(status, headers)
         if code == "GatedRepo":
@@ -240,7 +307,8 @@ class Hub:
             )
         if path and status == 404 and code != "RepoNotFound":
             return ModelMissing(f"{link} does not have {path} any more{said}; look there")
-        if status == 404 or (status == 401 and "credentials in auth" not in words.lower()):
+        is_hidden = status == 401 and "credentials in auth" not in words.lower()
+        if repo and (status == 404 or is_hidden):
             return ModelMissing(
                 f"{link} does not exist, or is private{said}; check the name, or log in with"
                 " 'hf auth login' if it is yours"
@@ -258,6 +326,12 @@ class Hub:
         if after_s > longest_s:
             return HubUnreachable(f"{problem} and asks to wait {after_s:.0f} s; try again then")
         return _TryAgain(f"{problem}, {self.patience.tries} times; try again later", after_s)
+
+    def _is_no_hub(self) -> HubUnreachable:
+        return HubUnreachable(
+            f"{self.endpoint} answers, but not as a model hub does; check HF_ENDPOINT, and"
+            " whether this network wants you to sign in first"
+        )
 
     def _check_endpoint(self) -> None:
         try:
@@ -300,6 +374,13 @@ def _asked_pause_s(status: int, headers: Mapping[str, str]) -> float:
     except ValueError:
         return 0.0
     return max(0.0, (when - datetime.now(UTC)).total_seconds()) if when.tzinfo else 0.0
+
+
+def _headers() -> dict[str, str]:
+    """Who asks."""
+    agent = {"User-Agent": f"{CLIENT}/{__version__}"}
+    token = _token()
+    return agent | ({"Authorization": f"Bearer {token}"} if token else {})
 
 
 def _token() -> str | None:

@@ -11,6 +11,7 @@ from supervisor.core.entities import (
     AgentId,
     Deployment,
     DeploymentId,
+    DeviceChoice,
     EventRecord,
     LaunchId,
     LaunchRecord,
@@ -48,6 +49,9 @@ MIGRATIONS = (
     CREATE TABLE requests (
         id INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, deployment TEXT NOT NULL,
         caller TEXT NOT NULL, body TEXT NOT NULL);
+    """,
+    """
+    CREATE TABLE device_choices (agent_id TEXT PRIMARY KEY, body TEXT NOT NULL);
     """,
 )
 
@@ -318,6 +322,21 @@ class Store:
     def agents(self) -> list[tuple[AgentId, str, str, str, int]]:
         """Id, name, certificate serial, last address and REST port of every joined device."""
         return self._read("SELECT id, name, serial, address, rest_port FROM agents ORDER BY name")
+
+    def save_device_choice(self, choice: DeviceChoice) -> None:
+        """Keep what was decided about a device, in place of what was decided before."""
+        self._write(
+            "INSERT OR REPLACE INTO device_choices VALUES (?, ?)",
+            (choice.agent_id, choice.model_dump_json()),
+        )
+
+    def device_choices(self) -> list[DeviceChoice]:
+        """Of all devices about which anything was decided."""
+        rows = self._read("SELECT body FROM device_choices ORDER BY agent_id")
+        return [DeviceChoice.model_validate_json(body) for (body,) in rows]
+
+    def forget_device_choice(self, agent_id: AgentId) -> None:
+        self._write("DELETE FROM device_choices WHERE agent_id = ?", (agent_id,))
 
     # -- join tokens -------------------------------------------------------------------------
 

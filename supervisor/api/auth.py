@@ -7,17 +7,21 @@ A key that is unknown counts as none. Clients of OpenAI's API must send some key
 where none is needed: to refuse these on this host would protect nothing, since they may leave it
 out as well. A key that is known decides, also on this host: who shows it gets its rights and
 limits, no more.
+
+A browser that has signed in shows a session in a cookie in place of its key, which counts only for
+requests of our own page.
 """
 
 import ipaddress
-from collections.abc import Collection
-from http.cookies import CookieError, SimpleCookie
+import secrets
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
@@ -32,16 +36,26 @@ from supervisor.core.gateway_routes import HEALTH_PATHS, api_of, is_gateway_path
 from supervisor.core.keys import KeylessLoopback
 from supervisor.errors import KeyRequired, OriginRefused, ScopeMissing
 from supervisor.service.keyring import KeyRing, new_text
+from supervisor.service.sessions import LEAST_SECRET_CHARS, Sessions
 
-COOKIE = "supervisor_key"
 ANY_ORIGIN: Final = "*"
 
-_PUBLIC_PATHS: Final = ("/", "/api/session", "/favicon.ico", *HEALTH_PATHS)
+_COOKIE: Final = "supervisor_session"
+_SECRET_BYTES: Final = 32
+_SESSION: Final = "/api/session"
+_PUBLIC_PATHS: Final = ("/", "/favicon.ico", *HEALTH_PATHS)
 _PUBLIC_PREFIXES: Final = ("/assets/",)
 _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 _READING: Final = ("GET", "HEAD")
-_KEYS: Final = "/api/keys"
-"""Who has keys, and for what, is for those who give them."""
+_FOR_ADMINS: Final = ("/api/keys", "/api/models/search", "/api/models/repo")
+"""Who has keys, and for what, is for those who give them; and the hub is asked in the name of the
+main host."""
+
+_OWN_PAGE: Final = (None, "same-origin", "none")
+"""``Sec-Fetch-Site`` of our own page, and of an address that somebody typed; None: not told."""
+
+_WRONG_KEY: Final = "; the one that came is unknown or was revoked"
+_WRONG_SESSION: Final = "; the session that came has ended, so sign in again"
 
 _GUEST: Final = Caller(LOCAL.name, frozenset({Scope.INFERENCE}))
 """Without a key, where only the gateway is open to such."""
@@ -57,8 +71,10 @@ def needed_scope(method: str, path: str) -> Scope | None:
         return None
     if is_gateway_path(path):
         return Scope.INFERENCE
-    is_reading = method in _READING and path != _KEYS
-    return Scope.READ if is_reading else Scope.ADMIN
+    is_reading = method in _READING
+    if path == _SESSION and not is_reading:
+        return None  # to sign in, and out
+    return Scope.READ if is_reading and path not in _FOR_ADMINS else Scope.ADMIN
 
 
 def load_or_make_key(folder: Path) -> str:
@@ -67,16 +83,57 @@ def load_or_make_key(folder: Path) -> str:
     Raises:
         FolderNotWritable: It cannot be stored.
     """
-    path = folder / "api.key"
+    # An empty file is what a full disk leaves behind; an empty key would let everybody in.
+    return _load_or_make(folder / "api.key", "key", new_text, least_chars=1)
+
+
+def load_or_make_session_secret(folder: Path) -> str:
+    """What sessions are signed with, readable by our user alone; without it all of them end.
+
+    Raises:
+        FolderNotWritable: It cannot be stored.
+    """
+    path = folder / "session.secret"
+    return _load_or_make(
+        path,
+        "secret of sessions",
+        lambda: secrets.token_urlsafe(_SECRET_BYTES),
+        least_chars=LEAST_SECRET_CHARS,
+    )
+
+
+def _load_or_make(path: Path, what: str, make: Callable[[], str], *, least_chars: int) -> str:
     try:
-        # An empty file is what a full disk leaves behind; an empty key would let everybody in.
-        if path.exists() and (kept := path.read_text().strip()):
+        if path.exists() and len(kept := path.read_text().strip()) >= least_chars:
             return kept
-        key = new_text()
-        privatefile.write(path, key)
+        text = make()
+        privatefile.write(path, text)
     except OSError as exc:
-        raise FolderNotWritable(f"cannot keep the key in {path}: {exc.strerror}") from exc
-    return key
+        raise FolderNotWritable(f"cannot keep the {what} in {path}: {exc.strerror}") from exc
+    return text
+
+
+def cookie_name(headers: Headers) -> str:
+    """Name of the session's cookie.
+
+    Cookies are the same for all ports of a host: without the port, two supervisors that a browser
+    finds under one name, such as localhost, would sign each other's users out.
+    """
+    try:
+        port = urlsplit(f"//{headers.get('host', '')}").port
+    except ValueError:
+        port = None
+    return _COOKIE if port is None else f"{_COOKIE}_{port}"
+
+
+def is_own_page(headers: Headers) -> bool:
+    """Whether this comes from our own page, or from no page at all.
+
+    Browsers do not tell the origin of a plain GET, such as of an image. To this host, and where
+    there is TLS, they tell the site: "same-site" for a page on another port of the same host, to
+    whose requests they add even strict cookies.
+    """
+    return _is_same_origin(headers) and headers.get("sec-fetch-site") in _OWN_PAGE
 
 
 class RequireKey:
@@ -89,11 +146,13 @@ class RequireKey:
         self,
         app: ASGIApp,
         keyring: KeyRing,
+        sessions: Sessions,
         keyless: KeylessLoopback = "all",
         cors_origins: Collection[str] = (),
     ) -> None:
         self._app = app
         self._keyring = keyring
+        self._sessions = sessions
         self._keyless = keyless
         # A page of any origin at all gets no keyless access: that would be every web page.
         self._origins = frozenset(cors_origins) - {ANY_ORIGIN}
@@ -113,9 +172,12 @@ class RequireKey:
         needed = needed_scope(scope["method"], path)
         if needed is None:
             return None
-        texts = _keys(headers)
-        known = next(filter(None, map(self._keyring.caller, texts)), None)
-        caller = known or self._keyless_caller(scope, headers, has_key=bool(texts))
+        keys, session = _keys(headers), _session(headers)
+        known = next(filter(None, map(self._keyring.caller, keys)), None)
+        if known is None and session:
+            known = self._sessions.caller(session)
+        wrong = _WRONG_KEY if keys else _WRONG_SESSION if session else ""
+        caller = known or self._keyless_caller(scope, headers, wrong)
         if not caller.may(needed):
             raise ScopeMissing(
                 f"key {caller.name} is good for {', '.join(sorted(caller.scopes))}, and this needs "
@@ -123,7 +185,7 @@ class RequireKey:
             )
         return caller
 
-    def _keyless_caller(self, scope: AsgiScope, headers: Headers, *, has_key: bool) -> Caller:
+    def _keyless_caller(self, scope: AsgiScope, headers: Headers, wrong: str) -> Caller:
         is_gateway = is_gateway_path(scope["path"])
         is_open = self._keyless == "all" or (self._keyless == "v1" and is_gateway)
         is_here = _is_loopback(scope)
@@ -131,13 +193,12 @@ class RequireKey:
             where = (
                 "on this host, too (setting keyless_loopback)" if is_here else "from other hosts"
             )
-            wrong = "; the one that came is unknown or was revoked" if has_key else ""
             raise KeyRequired(f"a key is needed {where}: Authorization: Bearer KEY{wrong}")
         if not _has_loopback_name(headers):
             raise OriginRefused("without a key, this host must be called by a loopback name")
-        if _is_same_origin(headers):
+        if is_own_page(headers):
             return LOCAL if self._keyless == "all" else _GUEST
-        if is_gateway and headers["origin"] in self._origins:
+        if is_gateway and headers.get("origin") in self._origins:
             return _GUEST
         raise OriginRefused("requests of other sites' pages need the key")
 
@@ -179,17 +240,15 @@ def _keys(headers: Headers) -> list[str]:
     given = headers.get("authorization", "").strip()
     scheme, _, rest = given.partition(" ")
     texts = [rest.strip() if scheme.lower() == "bearer" else given, headers.get("x-api-key", "")]
-    if _is_same_origin(headers):
-        texts.append(_cookie(headers.get("cookie", "")))
     return [text for text in texts if text]
 
 
-def _cookie(text: str) -> str:
-    try:
-        morsel = SimpleCookie(text).get(COOKIE)
-    except CookieError:
+def _session(headers: Headers) -> str:
+    """The session that was shown, which another site's page cannot do."""
+    if not is_own_page(headers):
         return ""
-    return morsel.value if morsel else ""
+    # Other programs of this host may have set cookies that http.cookies would stumble over.
+    return cookie_parser(headers.get("cookie", "")).get(cookie_name(headers), "")
 
 
 def _is_loopback(scope: AsgiScope) -> bool:

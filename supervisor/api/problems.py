@@ -1,5 +1,6 @@
 """Errors as RFC 9457 answers: one table from class to status."""
 
+import math
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -30,6 +31,7 @@ _STATUS: tuple[tuple[type[ProjectError], int], ...] = (
     (errors.InputError, 422),
     (errors.DeploymentNotReady, 503),
     (errors.WaitedTooLong, 503),
+    (errors.TooManyStreams, 503),
     (errors.AnswerLost, 502),
     (errors.EngineUnreachable, 502),
     (errors.StoreUnusable, 507),
@@ -79,7 +81,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ProjectError)
     async def on_project_error(_: Request, exc: ProjectError) -> Response:
         more = {"shortfall": exc.shortfall} if isinstance(exc, errors.InsufficientMemory) else {}
-        return problem(status_of(exc), exc.code, str(exc), **more)
+        answer = problem(status_of(exc), exc.code, str(exc), **more)
+        if isinstance(exc, errors.RateLimited):
+            answer.headers["Retry-After"] = str(max(math.ceil(exc.retry_after_s), 1))
+        return answer
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, exc: RequestValidationError) -> Response:

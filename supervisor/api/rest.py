@@ -1,43 +1,36 @@
-"""REST API: deployments, devices, launches, logs and events."""
+"""REST API: state, events, plans and launches."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from agents.cli import CODE_VARIABLE
 from agents.contract import EngineFacts
 from agents.join import JoinCode
-from agents.logfile import read_from
 from supervisor import __version__
-from supervisor.api.auth import COOKIE
+from supervisor.adapters.hub_search import HubSearch
+from supervisor.api.join_lines import join_lines
 from supervisor.api.metrics_api import Metrics
 from supervisor.api.views import (
     JoinCodeView,
-    LogChunk,
     MostHours,
     PlanView,
     RowNumber,
-    SessionRequest,
     ShellCommand,
     Snapshot,
 )
-from supervisor.core.callers import Scope
 from supervisor.core.commands import planned_commands, shell_command, shell_script
 from supervisor.core.entities import (
-    Deployment,
     DeploymentSpec,
-    Device,
     LaunchId,
     LaunchRecord,
     Plan,
 )
-from supervisor.errors import DeploymentUnknown, KeyRequired, ScopeMissing
 from supervisor.service.attempt import SET_BY_US
 from supervisor.service.clock import timestamp
 from supervisor.service.events import EventBus
@@ -50,11 +43,9 @@ from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
 from supervisor.service.reporting import Reporter
 from supervisor.service.request_log import RequestLog
+from supervisor.service.sessions import Sessions
 from supervisor.service.tools import MainHost
 from supervisor.settings import Settings
-
-LLAMA_SERVER = "llama-server"
-LINK = "link"
 
 
 class LaunchReader(Protocol):
@@ -84,6 +75,8 @@ class Services:
     server_pin: str
     url: str
     keyring: KeyRing
+    sessions: Sessions
+    hub: HubSearch
     journal: Journal
     reporter: Reporter
     request_log: RequestLog
@@ -140,18 +133,9 @@ def create_router(services: Services) -> APIRouter:
             problem=services.journal.problem,
             devices=registry.devices(),
             deployments=reconciler.all(),
+            traffic=services.gateway.lane_counts,
+            requests=services.request_log.latest(),
         )
-
-    @router.post("/session", status_code=204)
-    async def sign_in(request: SessionRequest) -> Response:
-        caller = services.keyring.caller(request.key)
-        if caller is None:
-            raise KeyRequired("that is not the key; 'supervisor key' on the main host prints it")
-        if not caller.may(Scope.READ):
-            raise ScopeMissing(f"key {caller.name} is good for the gateway only, not for this page")
-        response = Response(status_code=204)
-        response.set_cookie(COOKIE, request.key, httponly=True, samesite="strict")
-        return response
 
     @router.get("/status")
     async def status() -> Snapshot:
@@ -165,25 +149,18 @@ def create_router(services: Services) -> APIRouter:
                 # As text: FastAPI would walk what is plain JSON already.
                 yield ServerSentEvent(event=change.name, raw_data=json.dumps(change.body))
 
-    @router.get("/devices")
-    async def devices() -> list[Device]:
-        return registry.devices()
-
-    @router.delete("/devices/{device}", status_code=204)
-    async def remove_device(device: str) -> Response:
-        await registry.remove(registry.find(device).id)
-        return Response(status_code=204)
-
     @router.post("/join-code")
     async def join_code(*, once: bool = False, hours: MostHours | None = None) -> JoinCodeView:
         hours = services.settings.join_hours if hours is None else hours
         token, expires_at = registry.new_token(hours=hours, once=once)
         code = JoinCode(services.join_endpoints, token, services.fingerprint)
+        command, termux_command = services.join_command(code), services.termux_command(code)
         return JoinCodeView(
             code=str(code),
-            command=services.join_command(code),
-            termux_command=services.termux_command(code),
+            command=command,
+            termux_command=termux_command,
             expires_at=expires_at.isoformat(),
+            lines=await asyncio.to_thread(join_lines, termux_command, command),
         )
 
     @router.get("/models")
@@ -195,39 +172,15 @@ def create_router(services: Services) -> APIRouter:
         return [asdict(engine) for engine in services.engines]
 
     @router.post("/plan")
-    async def plan(spec: DeploymentSpec) -> PlanView:
-        answer = await reconciler.planner.answer(spec)
+    async def plan(
+        spec: DeploymentSpec,
+        replaces: Annotated[
+            str | None, Query(description="deployment whose devices and memory count as free")
+        ] = None,
+    ) -> PlanView:
+        answer = await reconciler.answer(spec, replaces)
         commands = services.plan_commands(answer.plan, spec)
         return PlanView(plan=answer.plan, what_ifs=answer.what_ifs, commands=commands)
-
-    @router.get("/deployments")
-    async def deployments() -> list[Deployment]:
-        return reconciler.all()
-
-    @router.post("/deployments", status_code=201)
-    async def launch(spec: DeploymentSpec) -> Deployment:
-        return await reconciler.create(spec)
-
-    @router.get("/deployments/{name}")
-    async def deployment(name: str) -> Deployment:
-        return reconciler.get(name)
-
-    @router.delete("/deployments/{name}", status_code=204)
-    async def remove_deployment(name: str) -> Response:
-        await reconciler.remove(name)
-        return Response(status_code=204)
-
-    @router.post("/deployments/{name}/stop")
-    async def stop(name: str, now: bool = False) -> Deployment:
-        return await reconciler.stop(name, now=now)
-
-    @router.post("/deployments/{name}/start")
-    async def start(name: str) -> Deployment:
-        return await reconciler.start(name)
-
-    @router.get("/deployments/{name}/logs")
-    async def logs(name: str, process: str = LLAMA_SERVER, offset: int = -1) -> LogChunk:
-        return await _log(services, name, process, offset)
 
     @router.get("/launches")
     async def launches(limit: Annotated[int, Query(ge=0)] = 100) -> list[LaunchRecord]:
@@ -247,19 +200,3 @@ def create_router(services: Services) -> APIRouter:
         return {"commands": [ShellCommand(host=host, command=line) for host, line in commands]}
 
     return router
-
-
-async def _log(services: Services, name: str, process: str, offset: int) -> LogChunk:
-    """Log of llama-server, of the links or of a worker, of the newest launch of a deployment."""
-    deployment = services.reconciler.get(name)
-    if process not in (LLAMA_SERVER, LINK):
-        device = services.registry.find(process)
-        chunk = await services.registry.agent(device.id).log(offset)
-        return LogChunk(process=process, **dict(chunk))
-    launch_id = deployment.launch_id
-    if launch_id is None:
-        raise DeploymentUnknown(f"deployment {name} was not launched since the supervisor started")
-    record = await asyncio.to_thread(services.launches.launch, launch_id)
-    path = Path(record.log_path if process == LLAMA_SERVER else record.link_log_path)
-    text, end = await asyncio.to_thread(read_from, path, offset)
-    return LogChunk(process=process, file=path.name, offset=end, text=text)

@@ -1,12 +1,14 @@
 """What the REST API answers and takes, where that is no entity."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from agents.contract import EngineFacts
 from supervisor.core.entities import Deployment, Device, FrozenModel, Plan
 from supervisor.core.planning import WhatIf
+from supervisor.core.request_record import RequestRecord
+from supervisor.service.request_log import LaneCount
 
 RowNumber = Annotated[int, Field(ge=0, lt=2**63)]
 """Of a row of the store, which has no other numbers."""
@@ -15,13 +17,22 @@ MostHours = Annotated[float, Field(gt=0, le=24 * 366 * 100)]
 """Beyond, there is no calendar."""
 
 
+class JoinLine(FrozenModel):
+    """What to type, or to scan and paste, on a device of one platform."""
+
+    platform: Literal["termux", "macos", "linux"]
+    command: str
+    qr: str = Field(description="the command as a QR code: a data URI of image/svg+xml")
+
+
 class JoinCodeView(FrozenModel):
-    """A join code and the line that uses it."""
+    """A join code and the lines that use it."""
 
     code: str
     command: str
     termux_command: str
     expires_at: str
+    lines: tuple[JoinLine, ...]
 
 
 class LogChunk(FrozenModel):
@@ -48,12 +59,6 @@ class PlanView(FrozenModel):
     commands: tuple[ShellCommand, ...]
 
 
-class SessionRequest(FrozenModel):
-    """Sign-in of the dashboard."""
-
-    key: str = Field(max_length=512)
-
-
 class Snapshot(FrozenModel):
     """Everything that the dashboard shows."""
 
@@ -65,3 +70,5 @@ class Snapshot(FrozenModel):
     problem: str = Field(default="", description="of the supervisor itself: nothing can be stored")
     devices: list[Device]
     deployments: list[Deployment]
+    traffic: list[LaneCount] = Field(description="a deployment without a row has none")
+    requests: list[RequestRecord] = Field(description="the newest, newest first")

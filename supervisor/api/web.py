@@ -4,20 +4,27 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from supervisor import __version__
 from supervisor.api import problems, rest
 from supervisor.api.auth import GatewayCors, RequireKey
+from supervisor.api.deployments_api import create_deployments_router
+from supervisor.api.devices_api import create_devices_router
 from supervisor.api.events_api import create_events_router
 from supervisor.api.gateway_api import GatewayApp, GatewayFork
+from supervisor.api.hub_api import create_hub_router
 from supervisor.api.keys_api import create_keys_router
+from supervisor.api.logs_api import Logs, create_logs_router
 from supervisor.api.measure_api import create_measure_router
 from supervisor.api.metrics_api import create_metrics_router
 from supervisor.api.push_api import create_push_router
 from supervisor.api.report_api import create_report_router
 from supervisor.api.requests_api import create_requests_router
+from supervisor.api.session_api import create_session_router
+from supervisor.api.settings_api import create_settings_router
 
 _HEADERS = (
     (
@@ -59,14 +66,22 @@ def create_app(services: rest.Services, page_folder: Path) -> FastAPI:
     )
     problems.install(app)
     app.include_router(rest.create_router(services))
+    app.include_router(create_devices_router(services.registry, services.reconciler))
+    app.include_router(create_deployments_router(services.reconciler))
+    logs = Logs(services.reconciler, services.launches, services.registry, services.bus)
+    app.include_router(create_logs_router(logs))
     app.include_router(create_measure_router(services.measurer))
     app.include_router(create_push_router(services.pusher))
     app.include_router(create_events_router(services.journal, services.bus))
     app.include_router(create_report_router(services.reporter))
+    app.include_router(create_session_router(services.keyring, services.sessions))
+    app.include_router(create_settings_router(services.settings))
+    app.include_router(create_hub_router(services.hub))
     app.include_router(create_keys_router(services.keyring))
     app.include_router(create_requests_router(services.request_log))
     app.include_router(create_metrics_router(services.metrics))
-    app.mount("/assets", StaticFiles(directory=page_folder), name="assets")
+    # Modules as they are written, comments and all: a third of their size is sent.
+    app.mount("/assets", GZipMiddleware(StaticFiles(directory=page_folder)), name="assets")
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -78,6 +93,7 @@ def create_app(services: rest.Services, page_folder: Path) -> FastAPI:
     app.add_middleware(
         RequireKey,
         keyring=services.keyring,
+        sessions=services.sessions,
         keyless=settings.keyless_loopback,
         cors_origins=settings.cors_origins,
     )

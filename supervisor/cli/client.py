@@ -16,6 +16,7 @@ from supervisor.errors import SupervisorRefused, SupervisorUnreachable
 DEFAULT_URL = "http://127.0.0.1:8100"
 # Planning asks every device for fresh facts; a lost one costs its time-outs.
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+_PATIENT = httpx.Timeout(None, connect=5.0)
 
 
 def default_folder() -> Path:
@@ -53,6 +54,13 @@ class Client:
 
     def post(self, path: str, body: Any = None, **params: Any) -> Any:
         return self._call("POST", path, json=body, params=params)
+
+    def patch(self, path: str, body: Any) -> Any:
+        return self._call("PATCH", path, json=body)
+
+    def relaunch(self, method: str, path: str, body: Any = None) -> Any:
+        """What ends a launch; its running requests may end first, however long that takes."""
+        return self._call(method, path, json=body, timeout=_PATIENT)
 
     def delete(self, path: str) -> Any:
         return self._call("DELETE", path)

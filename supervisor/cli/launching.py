@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from supervisor.cli import output, watching
 from supervisor.cli.client import Client
-from supervisor.cli.options import AsJson, Key, Url
+from supervisor.cli.options import AsJson, Key, Name, Url
 from supervisor.core.entities import Preset
 from supervisor.core.transport import DIRECT_WARNING
 from supervisor.errors import EngineExited
@@ -89,6 +89,9 @@ def launch(
     alias: Aliases = None,
     wait: Annotated[bool, typer.Option(help="wait until it is ready, or has failed")] = False,
     dry_run: Annotated[bool, typer.Option(help="print the plan, start nothing")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="in place of the deployment of that name, or the only")
+    ] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -101,10 +104,14 @@ def launch(
     spec |= {"on_demand": on_demand, "ttl_s": ttl, "aliases": alias or []}
     _warn(transport)
     client = Client(url, key)
+    replaced = watching.only_deployment(client, name) if replace else None
     if dry_run:
-        _show_plan(client, spec, as_json=as_json)
+        _show_plan(client, spec, replaced, as_json=as_json)
         return
-    deployment = client.post("/api/deployments", spec | ({"name": name} if name else {}))
+    if replaced:
+        deployment = client.relaunch("PUT", f"/api/deployments/{replaced}", spec)
+    else:
+        deployment = client.post("/api/deployments", spec | ({"name": name} if name else {}))
     if wait:
         deployment = watching.wait_until_settled(client, deployment["id"], quiet=as_json)
     if as_json:
@@ -115,8 +122,21 @@ def launch(
         raise EngineExited(deployment["reason"] or f"the deployment is {deployment['state']}")
 
 
-def _show_plan(client: Client, spec: dict[str, Any], *, as_json: bool) -> None:
-    answer = client.post("/api/plan", spec)
+def restart(name: Name = None, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Stop a deployment and launch it again as it is; running requests may end first."""
+    client = Client(url, key)
+    path = f"/api/deployments/{watching.only_deployment(client, name)}/restart"
+    deployment = client.relaunch("POST", path)
+    if as_json:
+        output.print_json(deployment)
+    else:
+        output.console.print(output.deployments_table([deployment]))
+
+
+def _show_plan(
+    client: Client, spec: dict[str, Any], replaced: str | None = None, *, as_json: bool
+) -> None:
+    answer = client.post("/api/plan", spec, **({"replaces": replaced} if replaced else {}))
     if as_json:
         output.print_json(answer)
     else:

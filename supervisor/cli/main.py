@@ -10,6 +10,7 @@ from agents.errors import ProjectError
 from supervisor import __version__
 from supervisor.cli import (
     cluster,
+    devices,
     events,
     keys,
     launching,
@@ -32,11 +33,11 @@ for command in (
     programs.up,
     programs.join,
     cluster.invite,
-    cluster.devices,
     cluster.measure,
     cluster.remove,
     launching.plan,
     launching.launch,
+    launching.restart,
     running.status,
     running.stop,
     running.start,
@@ -48,6 +49,7 @@ app.command("events")(events.show_events)
 app.command("requests")(requests.show_requests)
 app.command("report")(report.make_report)
 app.command("key")(programs.show_key)
+app.add_typer(devices.devices_app, name="devices")
 app.add_typer(records.launches_app, name="launches")
 app.add_typer(keys.keys_app, name="keys")
 app.add_typer(models.models_app, name="models")

@@ -26,8 +26,7 @@ def load_settings(config: Path | None, data: Path | None, **given: Any) -> setti
         text = path.read_text() if config or path.exists() else ""
     except (OSError, UnicodeDecodeError) as exc:
         raise BadSettings(f"cannot read the settings file {path}: {exc}") from exc
-    environ = dict(os.environ)
-    for name, value in {"data_folder": data, **given}.items():
-        if value is not None:
-            environ[f"{settings.PREFIX}{name.upper()}"] = str(value)
-    return settings.load(text, environ, default_folder=folder)
+    options = {n: str(v) for n, v in {"data_folder": data, **given}.items() if v is not None}
+    named = {f"{settings.PREFIX}{name.upper()}": value for name, value in options.items()}
+    environ = {**os.environ, **named}
+    return settings.load(text, environ, default_folder=default_folder(), path=path, options=options)

@@ -56,15 +56,15 @@ def devices_table(devices: list[dict[str, Any]]) -> Table:
         engine = facts.get("engine") or {}
         available = gib(facts.get("memory_available_bytes", 0))
         total = gib(facts.get("memory_total_bytes", 0))
-        doing = f"serves {device['used_by']}" if device["used_by"] else device["reason"] or "idle"
+        mark = ", excluded" if device["excluded"] else ""
         made.add_row(
             escape(device["name"]),
-            state(device["state"]),
+            state(device["state"]) + mark,
             f"{device['address']}:{device['rest_port']}",
             str(facts.get("cores", "?")),
             f"{available} of {total}" if facts else "?",
             f"{engine.get('build') or '?'}, RPC {engine.get('rpc_protocol') or '?'}",
-            escape(doing),
+            escape(device["doing"] or device["reason"] or "idle"),
         )
     return made
 

@@ -1,5 +1,6 @@
 """Commands that start, show and stop deployments."""
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -57,17 +58,26 @@ def _change(
 def show_logs(
     name: Name = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="go on until Ctrl-C")] = False,
-    worker: Annotated[str, typer.Option(help="log of this device's rpc-server instead")] = "",
-    link: Annotated[bool, typer.Option("--link", help="log of the links instead")] = False,
+    process: Annotated[
+        list[str] | None,
+        typer.Option(help="llama-server, link, or a device's name; repeatable; with -f: else all"),
+    ] = None,
+    worker: Annotated[str, typer.Option(help="log of this device's rpc-server")] = "",
+    link: Annotated[bool, typer.Option("--link", help="log of the links")] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the log of llama-server, of a worker, or of the links to all workers."""
+    """Print the log of llama-server, of a worker, or of the links to all workers; -f: of all."""
     client = Client(url, key)
     chosen = watching.only_deployment(client, name)
-    process = worker or ("link" if link else "llama-server")
-    if as_json:
-        output.print_json(client.get(f"/api/deployments/{chosen}/logs", process=process))
+    wanted = [*(process or ()), *([worker] if worker else ()), *(["link"] if link else ())]
+    if follow:
+        with contextlib.suppress(KeyboardInterrupt):  # the usual end
+            watching.follow_logs(client, chosen, wanted, as_json=as_json)
         return
-    watching.follow_log(client, chosen, process, follow=follow)
+    for each in wanted or ["llama-server"]:
+        if as_json:
+            output.print_json(client.get(f"/api/deployments/{chosen}/logs", process=each))
+        else:
+            watching.print_log(client, chosen, each)

@@ -1,16 +1,17 @@
 """Following a deployment from the command line: progress while it loads, the end, its logs."""
 
-import time
+import json
+from collections.abc import Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from supervisor.cli import output
 from supervisor.cli.client import Client
-from supervisor.cli.output import errors
 from supervisor.errors import SupervisorRefused, SupervisorUnreachable
 
 SETTLED = ("ready", "failed", "stopped")
-_LOG_EVERY_S = 0.5
 
 
 def new_progress() -> Progress:
@@ -20,7 +21,7 @@ def new_progress() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
-        console=errors,
+        console=output.errors,
         transient=True,
     )
 
@@ -63,22 +64,29 @@ def _of(event: str, body: Any, name: str) -> dict[str, Any] | None:
     return None
 
 
-def follow_log(client: Client, name: str, process: str, *, follow: bool) -> None:
-    """Print a log, and what is appended to it for as long as the user wants."""
-    offset, file = -1, ""
-    while True:
-        path = f"/api/deployments/{name}/logs"
-        chunk = client.get(path, process=process, offset=offset)
-        if chunk["file"] != file and file:
-            offset = 0  # a new launch has a log of its own
-            file = chunk["file"]
-            continue
-        file, offset = chunk["file"], chunk["offset"]
-        print(chunk["text"], end="", flush=True)  # noqa: T201 - the log itself
-        if not follow:
-            return
-        if not chunk["text"]:
-            time.sleep(_LOG_EVERY_S)
+def print_log(client: Client, name: str, process: str) -> None:
+    """Print the end of a log."""
+    chunk = client.get(f"/api/deployments/{name}/logs", process=process)
+    print(chunk["text"], end="", flush=True)  # noqa: T201 - the log itself
+
+
+def follow_logs(client: Client, name: str, processes: Sequence[str], *, as_json: bool) -> None:
+    """Print logs as they grow, launch after launch, until the user or the supervisor ends it.
+
+    ``processes``: none is all of them. Their names stand in front, unless there is only one.
+    """
+    path = f"/api/deployments/{name}/logs/stream"
+    for event in client.sent("GET", path, process=list(processes)):
+        if as_json:
+            print(json.dumps({"event": event.name, **event.body}), flush=True)  # noqa: T201
+        elif event.name == "silent":
+            output.errors.print(f"[yellow]{escape(event.body['process'])}:[/] ", end="")
+            output.errors.print(escape(event.body["detail"]))
+        else:
+            prefix = "" if len(processes) == 1 else f"{event.body['process']} | "
+            lines = event.body["text"].split("\n")[:-1]
+            print("\n".join(f"{prefix}{line}" for line in lines), flush=True)  # noqa: T201
+    output.errors.print("the logs ended: the deployment was removed, or the supervisor ended")
 
 
 def only_deployment(client: Client, name: str | None) -> str:

@@ -363,6 +363,23 @@ class WorkerLoad(FrozenModel):
     loaded_bytes: ByteCount = 0
 
 
+class WorkerTime(FrozenModel):
+    """What one worker takes of a generated token. Milliseconds."""
+
+    device: str
+    compute_ms: float = Field(ge=0)
+    wire_ms: float = Field(ge=0, description="to it and back; the link's own work is in it")
+
+
+class TokenTime(FrozenModel):
+    """Where the time of one generated token went lately. With several slots, of one of them all."""
+
+    at: str = Field(description="when this was seen last; UTC, ISO 8601 with milliseconds")
+    tokens: int = Field(ge=1, description="that it is the mean of")
+    host_ms: float = Field(ge=0, description="all the rest, which the main host needs itself")
+    workers: tuple[WorkerTime, ...] = Field(default=(), description="in the order of --rpc")
+
+
 class Deployment(FrozenModel):
     """A deployment: what was asked, and its state."""
 
@@ -388,7 +405,32 @@ class Deployment(FrozenModel):
         default=None, description="by the llama-server of this launch, as it said last"
     )
     generated_s: Seconds | None = Field(default=None, description="the time that this took")
+    token_time: TokenTime | None = Field(
+        default=None, description="of this launch, while or when it generated last; None: not yet"
+    )
     slow: str = Field(default="", description="if it is slower than it normally was: how, and who")
+
+
+class MeasuredSpeed(FrozenModel):
+    """What was measured of a device and of the link to it, in short. Plans know more."""
+
+    decode_bytes_per_s: float = Field(
+        description="of weights, for one token: the fastest type of its fastest ggml device, "
+        "times what is left of that under steady load (sustained_factor)"
+    )
+    up_bytes_per_s: float = Field(description="from the main host to the device")
+    down_bytes_per_s: float = Field(description="from the device to the main host")
+    round_trip_ms: float = Field(description="half of all are shorter")
+    taken_at: str = Field(description="ISO 8601 with time zone")
+    stale: str = Field(default="", description="why it no longer counts; empty: it does")
+
+
+class DeviceChoice(FrozenModel):
+    """What the operator decided about a device; it outlives our restarts and a new joining."""
+
+    agent_id: AgentId
+    name: str = Field(default="", description="empty: as it called itself when it joined")
+    excluded: bool = False
 
 
 class Device(FrozenModel):
@@ -407,6 +449,9 @@ class Device(FrozenModel):
     rpc_server: RpcServerStatus | None
     used_by: DeploymentId | None = None
     round_trip_ms: float | None = None
+    excluded: bool = Field(default=False, description="the operator wants no plan with it")
+    doing: str = Field(default="", description="what it does now, in few words; empty: nothing")
+    speed: MeasuredSpeed | None = Field(default=None, description="None: never measured")
 
     @property
     def link_endpoint(self) -> str:

@@ -1,10 +1,12 @@
 """What was measured of devices and links, and when it stops being true."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from pydantic import Field
 
-from supervisor.core.entities import AgentId, FrozenModel
+from agents.contract import EngineFacts
+from supervisor.core.entities import AgentId, FrozenModel, MeasuredSpeed
 
 
 class DeviceMeasured(FrozenModel):
@@ -67,3 +69,45 @@ def why_stale(
     if age > keeps:
         return f"it was measured {age.days} days ago"
     return ""
+
+
+def measured_speed(
+    devices: Sequence[DeviceMeasured],
+    link: LinkMeasured | None,
+    engine: EngineFacts | None,
+    now: datetime,
+    keeps: timedelta,
+) -> MeasuredSpeed | None:
+    """What was measured of one device, in short; ``None``: it never was as a whole.
+
+    Args:
+        devices: Its ggml devices, in any order.
+        link: The link to it.
+        engine: That it has now; ``None``: unknown, and then it is no reason for anything.
+        now: With a time zone.
+        keeps: How long a measurement is believed.
+    """
+    fastest = max(devices, key=_decode_bytes_per_s, default=None)
+    if fastest is None or link is None:
+        return None
+    build, protocol = (engine.build, engine.rpc_protocol) if engine else ("", "")
+    stale = why_stale(
+        fastest.taken_at,
+        now,
+        keeps=keeps,
+        build=(fastest.engine_build, build),
+        protocol=(fastest.rpc_protocol, protocol),
+    )
+    return MeasuredSpeed(
+        decode_bytes_per_s=_decode_bytes_per_s(fastest),
+        up_bytes_per_s=link.up_bytes_per_s,
+        down_bytes_per_s=link.down_bytes_per_s,
+        round_trip_ms=round(link.rtt_p50_s * 1e3, 3),
+        taken_at=fastest.taken_at,
+        stale=stale or why_stale(link.taken_at, now, keeps=keeps),
+    )
+
+
+def _decode_bytes_per_s(measured: DeviceMeasured) -> float:
+    """The most of any type, as it is under steady load."""
+    return max(measured.decode_bytes_per_s.values(), default=0.0) * measured.sustained_factor

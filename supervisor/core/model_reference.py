@@ -6,7 +6,7 @@ OWNER/REPO/FOLDER/X.gguf    that file; of a split model any part
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -99,6 +99,25 @@ class RepoModel(FrozenModel):
         return None
 
 
+class OfferedModel(FrozenModel):
+    """A model of a repository that can be chosen."""
+
+    reference: str = Field(description="what the model of a deployment may be")
+    label: str = Field(description="its quantisation, or its file's name where that tells more")
+    size_bytes: ByteCount
+    parts: int = Field(ge=1, description="files that it consists of")
+
+
+class FoundRepo(FrozenModel):
+    """A repository that a search found."""
+
+    repo: str
+    downloads: int = Field(ge=0, description="within the last month")
+    likes: int = Field(ge=0)
+    updated_at: str = Field(description="when its files last changed; empty: unknown")
+    is_gated: bool = Field(description="only those may read it who accepted its terms")
+
+
 def parse_reference(text: str) -> Reference | None:
     """Read a reference; ``None`` if it is none. ``FOLDER/X.gguf`` is a path."""
     match = _REFERENCE.fullmatch(text)
@@ -136,6 +155,30 @@ def choose(files: Iterable[RepoFile], reference: Reference) -> tuple[RepoFile, .
             f" {len(chosen.parts) + len(chosen.missing)}; choose another, {_offer(proper)}"
         )
     return chosen.parts
+
+
+def offered(files: Iterable[RepoFile], repo: str) -> tuple[OfferedModel, ...]:
+    """All models of a repository that ``choose`` would find, the smallest first.
+
+    Those of which a part is missing are left out, and so is what only lies beside a model.
+    """
+    proper = [model for model in _models(files) if not model.is_companion]
+    labels = Counter(model.label for model in proper)
+    found = []
+    for model in proper:
+        is_only = bool(model.label) and labels[model.label] == 1
+        reference = f"{repo}:{model.label}" if is_only else f"{repo}/{model.parts[0].path}"
+        if model.missing or parse_reference(reference) is None:
+            continue
+        found.append(
+            OfferedModel(
+                reference=reference,
+                label=model.label if is_only else model.stem,
+                size_bytes=model.size_bytes,
+                parts=len(model.parts),
+            )
+        )
+    return tuple(found)
 
 
 def _models(files: Iterable[RepoFile]) -> list[RepoModel]:

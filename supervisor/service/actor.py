@@ -10,24 +10,24 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from agents.errors import DiskFull, ProjectError
 from agents.log import current_launch
 from supervisor.core.diagnosis import cause_of, diagnose
-from supervisor.core.entities import Action, Cause, Deployment, LaunchRecord, Plan
+from supervisor.core.entities import Action, Cause, Deployment, DeploymentSpec, LaunchRecord, Plan
 from supervisor.core.lessons import why_aside
-from supervisor.core.lifecycle import (
-    Event,
-    State,
-    advance,
-    failures_after,
-)
-from supervisor.core.membership import DeviceCondition
+from supervisor.core.lifecycle import Event, State, advance, failures_after
 from supervisor.core.repair import may_revive, retry_pause_s
-from supervisor.errors import DeviceReturned, DeviceSetAside, ModelReplaced, StoreUnusable
+from supervisor.core.transport import warnings_of
+from supervisor.errors import (
+    DeploymentExists,
+    DeviceReturned,
+    DeviceSetAside,
+    ModelReplaced,
+    StoreUnusable,
+)
 from supervisor.service.attempt import Attempt
 from supervisor.service.clock import timestamp
 from supervisor.service.doubting import doubt
@@ -36,6 +36,8 @@ from supervisor.service.loading import EngineEnded
 from supervisor.service.planning import Planner
 from supervisor.service.rejoining import Rejoining
 from supervisor.service.tools import Tools
+from supervisor.service.waiting import commands_only, devices_of, drained, other_devices
+from supervisor.service.wishes import Command, Relaunch
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +47,6 @@ _LOOK_EVERY_S: Final = 5.0
 _DISK_EVERY_S: Final = 0.5
 TRUST_S: Final = 3.0
 """Who asks for a launch waits so long for a device that was just lost to be reached again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Command:
-    event: Event
-    done: asyncio.Future[None]
 
 
 class Actor:
@@ -70,7 +66,7 @@ class Actor:
         self._planner = planner
         self.deployment = deployment
         self._asked_at_s = asked_at_s
-        self._commands: asyncio.Queue[_Command] = asyncio.Queue()
+        self._commands: asyncio.Queue[Command] = asyncio.Queue()
         self._attempt: Attempt | None = None
         self._ready_at_s: float | None = None
         self._pause_s = 0.0
@@ -78,14 +74,30 @@ class Actor:
         self._usable = planner.usable(deployment)
         """The devices that could take part when the present plan was made."""
         self._hurry = asyncio.Event()
+        self._has_ended = False
         self.awaited: Plan | None = None
         """Plan of before a restart: its devices are given time to be heard of again."""
 
-    async def command(self, event: Event) -> None:
-        """Ask for a change and wait until it was made."""
+    async def command(self, wish: Event | Relaunch) -> None:
+        """Ask for a change and wait until it was made.
+
+        Raises:
+            DeploymentExists: The deployment was removed or launched anew meanwhile, or we end.
+        """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._commands.put_nowait(_Command(event, done))
-        await done
+        if not self._has_ended:
+            self._commands.put_nowait(Command(wish, done))
+            await asyncio.wait([done])
+        if not done.done() or done.cancelled():
+            raise DeploymentExists(
+                f"deployment {self.deployment.id} was removed or launched anew meanwhile, or the "
+                "supervisor ends; look at it, and ask again"
+            )
+
+    async def take_spec(self, spec: DeploymentSpec) -> None:
+        """Say the same in other words, which needs no relaunch."""
+        self._change(spec=spec)
+        await self._tools.journal.save_deployment(self.deployment)
 
     def hurry(self) -> None:
         """Whatever ends from now on ends without any grace."""
@@ -111,6 +123,7 @@ class Actor:
         self.deployment = deployment.model_copy(update={**changes, "plan": record.plan})
         if deployment.state is State.READY:
             self._ready_at_s = time.monotonic()
+            self._tools.registry.note_serving(deployment.id)
         return True
 
     async def run(self) -> None:
@@ -125,6 +138,7 @@ class Actor:
                     await self._fail_by_bug()
         finally:
             await asyncio.shield(self._drain_and_close("stopped with the supervisor"))
+            self._has_ended = True
             while not self._commands.empty():
                 self._commands.get_nowait().done.cancel()
 
@@ -135,9 +149,9 @@ class Actor:
         self._change(state=State.FAILED, reason=text, error_code="error", phase="", port=None)
 
     async def _step(self) -> None:
-        """Do the work of the present state until it ends or a command comes."""
+        """Do the work of the present state until it ends or a command comes that ends it."""
         work = asyncio.create_task(self._work())
-        asked = asyncio.create_task(self._commands.get())
+        asked = asyncio.create_task(self._next_command())
         try:
             await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -148,28 +162,71 @@ class Actor:
             asked.cancel()
             await asyncio.gather(work, asked, return_exceptions=True)
         if command is not None:
-            await self._obey(command)
+            await self._answer(command)
         else:
             await self._move(work.result())
 
-    async def _obey(self, command: _Command) -> None:
+    async def _next_command(self) -> Command:
+        """Who asks for what is so already is answered, and does not disturb the work."""
         state = self.deployment.state
-        if command.event is Event.STOP_REQUESTED and state in (State.STOPPED, State.STOPPING):
-            pass  # already so
-        elif command.event is Event.START_REQUESTED and state not in (State.STOPPED, State.FAILED):
-            pass
-        else:
-            if command.event is Event.START_REQUESTED:
-                self._asked_at_s = time.monotonic()
-                self._is_repair = False
-                self._change(failures=0, plan=None, cause=None)
-            await self._enter(command.event, "")
-            if self.deployment.state is State.STOPPING:
-                await self._drain_and_close("stopped")
-                await self._enter(Event.EXITED, "")
-        self._hurry.clear()
-        if not command.done.done():
+        while True:
+            command = await self._commands.get()
+            if command.wish is Event.STOP_REQUESTED and state in (State.STOPPED, State.STOPPING):
+                self._hurry.clear()
+            elif command.wish is not Event.START_REQUESTED or state in (
+                State.STOPPED,
+                State.FAILED,
+            ):
+                return command
             command.done.set_result(None)
+
+    async def _answer(self, command: Command) -> None:
+        """Whoever asked hears of the end, whatever it is."""
+        try:
+            await self._obey(command.wish)
+            self._hurry.clear()
+        except asyncio.CancelledError:
+            command.done.cancel()
+            raise
+        finally:
+            if not command.done.done():
+                command.done.set_result(None)
+
+    async def _obey(self, wish: Event | Relaunch) -> None:
+        if isinstance(wish, Relaunch):
+            await self._launch_again(wish)
+            return
+        if wish is Event.START_REQUESTED:
+            self._asked_at_s = time.monotonic()
+            self._is_repair = False
+            self._change(failures=0, plan=None, cause=None)
+        await self._enter(wish, "")
+        if self.deployment.state is State.STOPPING:
+            await self._drain_and_close("stopped")
+            await self._enter(Event.EXITED, "")
+
+    async def _launch_again(self, wish: Relaunch) -> None:
+        """It wants to serve all the time, so that requests for it wait instead of being refused."""
+        if self.deployment.state is State.READY:
+            await self._enter(Event.READINESS_LOST, wish.reason)
+        await self._drain_and_close("relaunched")
+        if self.deployment.state in (State.FETCHING, State.STARTING):
+            await self._enter(Event.ATTEMPT_FAILED, wish.reason)
+        self._asked_at_s = time.monotonic()
+        self._ready_at_s, self._pause_s, self.awaited = None, 0.0, None
+        self._is_repair = wish.is_repair
+        spec = wish.planned_for if wish.takes_spec else self.deployment.spec
+        plan = wish.plan if spec == wish.planned_for else None
+        fresh: dict[str, Any] = {"failures": 0, "cause": None, "error_code": ""}
+        self._change(spec=spec, warnings=warnings_of(spec), plan=plan, reason=wish.reason, **fresh)
+        self._usable = self._planner.usable(self.deployment)
+        state = self.deployment.state
+        if state is State.PENDING:
+            await self._tools.journal.save_deployment(self.deployment)
+        elif state in (State.STOPPED, State.FAILED):
+            await self._enter(Event.START_REQUESTED, wish.reason)
+        else:
+            await self._enter(Event.RETRY_DUE, wish.reason)
 
     async def _work(self) -> tuple[Event, ProjectError | EngineEnded | None]:
         """The work of the present state; returns what happened."""
@@ -182,7 +239,7 @@ class Actor:
             State.FAILED: self._wait_for_revival,
         }
         try:
-            return await work.get(self.deployment.state, _idle)(), None
+            return await work.get(self.deployment.state, commands_only)(), None
         except (ProjectError, EngineEnded) as exc:
             return self._judged(), exc
         except Exception as exc:
@@ -300,15 +357,16 @@ class Actor:
 
     async def _plan(self) -> Event:
         pause_s, self._pause_s = self._pause_s, 0.0
-        await self._wait_for_other_devices(pause_s)
+        await other_devices(self._tools.registry, pause_s)
         await self._wait_for_disk()
-        await self._wait_for_devices_of(self.awaited)
+        await devices_of(self.awaited, self._tools.registry, self._settings.stale_after_s)
         if not self._is_repair:
             await self._tools.registry.wait_trusted(TRUST_S)
         if self._asked_at_s is None:
             self._asked_at_s = time.monotonic()
         plan = self.deployment.plan
-        if plan is None:
+        # The operator may exclude a device after it was planned with.
+        while plan is None or self._tools.registry.has_excluded(plan.agent_ids):
             self._usable = self._planner.usable(self.deployment)
             spec, name = self.deployment.spec, self.deployment.id
             is_repair = self._is_repair or self.awaited is not None
@@ -325,24 +383,6 @@ class Actor:
             cause = cause_of(DiskFull(journal.problem), phase="planning")
             self._change(cause=cause, reason=cause.text, error_code=cause.code)
             await asyncio.sleep(_DISK_EVERY_S)
-
-    async def _wait_for_other_devices(self, pause_s: float) -> None:
-        """Wait ``pause_s``, or until a device comes, goes or changes its state."""
-        registry, deadline_s = self._tools.registry, time.monotonic() + pause_s
-        before = {device.id: device.state for device in registry.devices()}
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            await registry.wait_changed(left_s)
-            if {device.id: device.state for device in registry.devices()} != before:
-                return
-
-    async def _wait_for_devices_of(self, plan: Plan | None) -> None:
-        """After our restart: wait until the devices that served report again, within limits."""
-        deadline_s = time.monotonic() + self._settings.stale_after_s
-        while plan is not None and (left_s := deadline_s - time.monotonic()) > 0:
-            states = {device.id: device.state for device in self._tools.registry.devices()}
-            if all(states.get(a, DeviceCondition.READY) == "ready" for a in plan.agent_ids):
-                return
-            await self._tools.registry.wait_changed(left_s)
 
     async def _fetch(self) -> Event:
         """Models are local files for now; this is where downloads will be."""
@@ -409,12 +449,7 @@ class Actor:
     async def _drain_and_close(self, outcome: str, cause: Cause | None = None) -> None:
         """Running requests may end first, unless somebody is in a hurry."""
         if self._attempt is not None and not self._hurry.is_set():
-            draining = asyncio.create_task(self._attempt.drain(self._settings.drain_s))
-            hurried = asyncio.create_task(self._hurry.wait())
-            await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (draining, hurried):
-                task.cancel()
-            await asyncio.gather(draining, hurried, return_exceptions=True)
+            await drained(self._attempt, self._settings.drain_s, self._hurry)
         await self._close(outcome, cause)
 
     async def _close(self, outcome: str, cause: Cause | None) -> None:
@@ -431,10 +466,11 @@ class Actor:
         changes: dict[str, Any] = {"state": state, "reason": reason, "since": timestamp()}
         if state is State.READY:
             self._ready_at_s = time.monotonic()
+            self._tools.registry.note_serving(self.deployment.id)
             changes |= {"phase": "", "error_code": "", "cause": None}
         if state not in (State.STARTING, State.READY, State.DEGRADED):
             changes |= {"phase": "", "port": None, "loads": (), "links": (), "slow": ""}
-            changes |= {"generated_tokens": None, "generated_s": None}
+            changes |= {"generated_tokens": None, "generated_s": None, "token_time": None}
         if state is State.STARTING:
             changes |= {"phase": "workers"}
         if state is not State.BACKOFF:
@@ -465,9 +501,3 @@ class Actor:
     def publish(self) -> None:
         """Tell everybody what the deployment is now."""
         self._bus.publish("deployment", self.deployment.model_dump(mode="json"))
-
-
-async def _idle() -> Event:
-    """States without work wait for a command."""
-    await asyncio.Event().wait()
-    raise AssertionError

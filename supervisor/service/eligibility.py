@@ -8,7 +8,12 @@ from supervisor.core.membership import DeviceCondition
 from supervisor.core.obeying import Lessons, names_of
 from supervisor.core.planning import HOST
 from supervisor.core.repair import dropped_sentence, spec_for_repair
-from supervisor.errors import AgentUnreachable, WorkerBusy, WorkerIncompatible
+from supervisor.errors import (
+    AgentUnreachable,
+    DeviceExcluded,
+    WorkerBusy,
+    WorkerIncompatible,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,8 @@ class Asked:
     deployment: DeploymentId | None = None
     is_repair: bool = False
     """Rather without a device that was named than not at all."""
+    without: frozenset[AgentId] = frozenset()
+    """As if the operator had excluded these already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,8 @@ class Eligibility:
 
     def why_not(self, device: Device) -> str:
         """Why a device cannot take part, or nothing."""
+        if self._is_excluded(device):
+            return "you excluded it"
         if device.used_by not in (None, self.asked.deployment):
             return f"it serves deployment {device.used_by}"
         if device.state != DeviceCondition.READY:
@@ -78,8 +87,8 @@ class Eligibility:
         """The devices to plan with.
 
         Raises:
-            DeviceUnknown, AgentUnreachable, WorkerIncompatible, WorkerBusy: A named device cannot
-                take part.
+            DeviceUnknown, DeviceExcluded, AgentUnreachable, WorkerIncompatible, WorkerBusy: A
+                named device cannot take part.
         """
         spec, usable = self.asked.spec, self.usable()
         if self.asked.is_repair:
@@ -101,8 +110,21 @@ class Eligibility:
             self._refuse_unusable(device)
         return tuple(found.values())
 
+    def _is_excluded(self, device: Device) -> bool:
+        return device.excluded or device.id in self.asked.without
+
     def _refuse_unusable(self, device: Device) -> None:
         name, lasting = device.name, (DeviceCondition.INCOMPATIBLE, DeviceCondition.UNUSABLE)
+        if device.excluded:
+            raise DeviceExcluded(
+                f"{name} cannot take part: you excluded it; 'supervisor devices include {name}' "
+                "ends that"
+            )
+        if device.id in self.asked.without:
+            raise DeviceExcluded(
+                f"deployment {self.asked.deployment} names no other device that it could use than "
+                f"{name}; change that first, or stop it"
+            )
         if device.state in lasting:
             raise WorkerIncompatible(f"{name} cannot take part: {device.reason}")
         if device.state != DeviceCondition.READY:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -26,13 +27,16 @@ from supervisor.errors import (
     WaitedTooLong,
 )
 from supervisor.ports import EngineCut, EnginePassage
-from supervisor.service.events import EventBus
+from supervisor.service.events import EventBus, Paced
 from supervisor.service.exchange import Exchange
 from supervisor.service.lanes import Lane, LaneClosed, Lanes, Seat
 from supervisor.service.on_demand import OnDemand
 from supervisor.service.outlet import Outlet
 from supervisor.service.request_log import LaneCount
 from supervisor.settings import Settings
+
+TRAFFIC: Final = "traffic"
+"""Event: how busy a deployment is, as a :class:`LaneCount`."""
 
 _LEFT: Final = 499
 """Status of a request whose client left, as nginx has it."""
@@ -76,7 +80,8 @@ class Gateway:
         self.lanes = Lanes(self._deployment)
 
     async def run(self, bus: EventBus) -> None:
-        """Look after the lanes as deployments change, until cancelled."""
+        """Look after the lanes as deployments change, until cancelled; tell how busy they are."""
+        self.lanes.on_change = Paced(bus, TRAFFIC, self._traffic).changed
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._on_demand.run(self.lanes))
             tasks.create_task(self._follow(bus))
@@ -99,8 +104,11 @@ class Gateway:
     @property
     def lane_counts(self) -> list[LaneCount]:
         """How busy each deployment is now."""
-        lanes = self.lanes.all()
-        return [LaneCount(lane.name, lane.active, lane.waiting, lane.slots) for lane in lanes]
+        return [_count(lane) for lane in self.lanes.all()]
+
+    def _traffic(self, name: str) -> dict[str, Any] | None:
+        lane = self.lanes.find(name)
+        return asdict(_count(lane)) if lane is not None else None
 
     @property
     def is_ready(self) -> bool:
@@ -254,6 +262,10 @@ class Gateway:
 
     def _deployment(self, name: str) -> Deployment | None:
         return next((d for d in self._deployments.all() if d.id == name), None)
+
+
+def _count(lane: Lane) -> LaneCount:
+    return LaneCount(lane.name, lane.active, lane.waiting, lane.slots)
 
 
 def _can_serve(deployment: Deployment) -> bool:

@@ -88,13 +88,16 @@ class KeyRing:
 
     def caller(self, text: str) -> Caller | None:
         """Whose key this is; None: nobody's, or it was revoked."""
-        key_hash = _hash_of(text)
-        key = self._keys.get(key_hash)
-        if key is None or not text:  # no key is never the right one, not even if ours were empty
-            return None
-        self._keys[key_hash] = key.model_copy(update={"last_used_at": self._clock()})
-        self._is_used(key_hash)
-        return key.caller()
+        # No key is never the right one, not even if ours were empty.
+        return self._caller(_hash_of(text)) if text else None
+
+    def caller_named(self, name: str) -> Caller | None:
+        """Who has the key of that name, for whoever has proved to have shown it; None: nobody."""
+        return self._caller(self.hash_of(name))
+
+    def hash_of(self, name: str) -> str:
+        """What tells the key of that name from any other, also from a later one; empty: none."""
+        return self._hashes.get(name, "")
 
     def all(self) -> list[ApiKey]:
         """Every key that is good, by name."""
@@ -224,6 +227,15 @@ class KeyRing:
                 "keys.lost",
                 extra={"keys": len(self._used | self._revoked), "reason": self._problem},
             )
+
+    def _caller(self, key_hash: str) -> Caller | None:
+        """Whose key has this hash; it is used now."""
+        key = self._keys.get(key_hash)
+        if key is None:
+            return None
+        self._keys[key_hash] = key.model_copy(update={"last_used_at": self._clock()})
+        self._is_used(key_hash)
+        return key.caller()
 
     def _add(self, key_hash: str, key: ApiKey) -> None:
         self._keys[key_hash] = key

@@ -63,9 +63,16 @@ class _Queue:
 class Lane:
     """The requests of one deployment. All of it runs in one event loop."""
 
-    def __init__(self, name: DeploymentId, look: Callable[[], Deployment | None]) -> None:
+    def __init__(
+        self,
+        name: DeploymentId,
+        look: Callable[[], Deployment | None],
+        tell: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``tell`` is called whenever ``active``, ``waiting`` or ``slots`` may have changed."""
         self.name = name
         self._look = look
+        self._tell = tell
         self._slots = _Queue()
         self._asking = _Queue()
         self._gone: LaunchId | None = None
@@ -113,6 +120,7 @@ class Lane:
             if _has_seat(ticket):
                 self._given_back(queue, ticket)
             ticket.seat.cancel()
+            self._tell()
 
     def gone(self, seat: Seat) -> None:
         """The engine of a seat ended, or does not answer: nobody else is sent there for now."""
@@ -121,6 +129,10 @@ class Lane:
 
     def look_again(self) -> None:
         """Give out what seats there are; the deployment may have changed."""
+        self._give_out()
+        self._tell()
+
+    def _give_out(self) -> None:
         deployment = self._look()
         if deployment is None or deployment.state not in LIVE_STATES:
             self.close()
@@ -141,6 +153,7 @@ class Lane:
             for ticket in queue.waiting:
                 ticket.seat.set_exception(LaneClosed(self.name))
             queue.waiting.clear()
+        self._tell()
 
     def _is_gone(self, deployment: Deployment) -> bool:
         return deployment.launch_id == self._gone and time.monotonic() < self._gone_until_s
@@ -166,11 +179,17 @@ class Lanes:
     def __init__(self, look: Callable[[str], Deployment | None]) -> None:
         self._look = look
         self._lanes: dict[DeploymentId, Lane] = {}
+        self.on_change: Callable[[DeploymentId], None] = lambda name: None
+        """Told that a lane is perhaps more or less busy than it was."""
 
     def of(self, name: DeploymentId) -> Lane:
         if name not in self._lanes:
-            self._lanes[name] = Lane(name, lambda: self._look(name))
+            self._lanes[name] = Lane(name, lambda: self._look(name), lambda: self.on_change(name))
         return self._lanes[name]
+
+    def find(self, name: str) -> Lane | None:
+        """The lane of that deployment, if a request was made for it."""
+        return self._lanes.get(DeploymentId(name))
 
     def all(self) -> list[Lane]:
         return list(self._lanes.values())
@@ -181,3 +200,4 @@ class Lanes:
             lane.look_again()
             if self._look(name) is None and not lane.active:
                 del self._lanes[name]
+                self.on_change(name)

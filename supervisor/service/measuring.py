@@ -111,6 +111,8 @@ class Measurer:
     async def why_needed(self) -> dict[AgentId, str]:
         """Devices that have to be measured, and why; of the others, all that is known counts.
 
+        An excluded device does not have to: there are no plans with it.
+
         Raises:
             StoreUnusable
         """
@@ -119,6 +121,7 @@ class Measurer:
         reasons = {
             device.id: why_needed(device, known, self._now(), keeps)
             for device in self._registry.devices()
+            if not device.excluded
         }
         return {agent_id: reason for agent_id, reason in reasons.items() if reason}
 
@@ -163,10 +166,12 @@ class Measurer:
             progress(MeasurementProgress("waiting for another measurement", 0.0))
         async with self._one_at_a_time:
             device = self.admit(device_name)  # it may have been taken meanwhile
-            result = await self._measure(device, progress)
+            with self._registry.doing([device.id], "being measured"):
+                result = await self._measure(device, progress)
             for found in result.devices:
                 await asyncio.to_thread(self._store.save_measurement, found)
             await asyncio.to_thread(self._store.save_measurement, result.link)
+        self._registry.took_measurement(device.id, result.devices, result.link)
         log.info("device.measured", extra=_figures(result))
         self._bus.publish("measured", result.model_dump(mode="json"))
         return result

@@ -78,6 +78,8 @@ class Planner:
         deployment: DeploymentId | None = None,
         *,
         is_repair: bool = False,
+        stopped: Plan | None = None,
+        without: frozenset[AgentId] = frozenset(),
     ) -> Plan:
         """The plan that a launch follows, for the devices that exist now.
 
@@ -85,17 +87,27 @@ class Planner:
             spec: What was asked for.
             deployment: Devices that it uses already count as free.
             is_repair: Rather without a device that was named than not at all.
+            stopped: What of that deployment runs now, and will not then: its memory is free, too.
+            without: As if the operator had excluded these devices.
 
         Raises:
             ProjectError: The model, the devices or the wishes are not usable, or nothing fits;
                 says which, why, and by how much.
         """
-        asked = Asked(spec, deployment, is_repair)
-        return (await self._find(Wish(asked, self._tools.read_model))).explained()
+        asked = Asked(spec, deployment, is_repair, without)
+        wish = Wish(asked, self._tools.read_model, stopped=stopped)
+        return (await self._find(wish)).explained()
 
-    async def answer(self, spec: DeploymentSpec) -> Answer:
+    async def answer(
+        self,
+        spec: DeploymentSpec,
+        deployment: DeploymentId | None = None,
+        *,
+        stopped: Plan | None = None,
+    ) -> Answer:
         """The same with what would change it; the model need not be downloaded."""
-        wish = Wish(Asked(spec), self._tools.read_any_model, is_launch=False)
+        asked, reader = Asked(spec, deployment), self._tools.read_any_model
+        wish = Wish(asked, reader, is_launch=False, stopped=stopped)
         found = await self._find(wish)
         changes = await asyncio.to_thread(what_if, found.world.request, found.planned.best)
         return Answer(found.explained(changes), changes)

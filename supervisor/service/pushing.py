@@ -41,7 +41,8 @@ class Pusher:
         names = {shard.agent_id: shard.device for shard in plan.shards}
         links = await self._tools.links.start(job)
         try:
-            return await self._follow(links, names, tell)
+            with self._tools.registry.doing(names, f"receiving weights of {plan.model.name}"):
+                return await self._follow(links, names, tell)
         finally:
             await asyncio.shield(links.stop())
 

@@ -9,22 +9,30 @@ import time
 from pathlib import Path
 
 from supervisor.core.entities import (
+    AgentId,
     Deployment,
     DeploymentId,
     DeploymentSpec,
+    Device,
     LaunchId,
     LaunchRecord,
+    Plan,
 )
 from supervisor.core.lifecycle import LIVE_STATES, Event, State
+from supervisor.core.renaming import names_device, renamed
 from supervisor.core.transport import warnings_of
-from supervisor.errors import DeploymentExists, DeploymentUnknown
+from supervisor.errors import BadRequest, DeploymentExists, DeploymentUnknown, WorkerBusy
 from supervisor.service.actor import TRUST_S, Actor
 from supervisor.service.clock import timestamp
 from supervisor.service.events import EventBus
-from supervisor.service.planning import Planner
+from supervisor.service.planning import Answer, Planner
 from supervisor.service.tools import Tools
+from supervisor.service.wishes import Relaunch
 
 log = logging.getLogger(__name__)
+
+_HOLDING = (State.STARTING, State.READY, State.DEGRADED)
+"""States in which a plan's memory is in use."""
 
 
 class Reconciler:
@@ -37,6 +45,8 @@ class Reconciler:
         self._actors: dict[DeploymentId, Actor] = {}
         self._tasks: dict[DeploymentId, asyncio.Task[None]] = {}
         self._accepting = asyncio.Lock()
+        self._replanning = asyncio.Lock()
+        """Held while a plan is made that is to follow a running one, so that two such agree."""
 
     async def restore(self) -> None:
         """Go on with what was wanted before we were stopped or killed.
@@ -120,6 +130,145 @@ class Reconciler:
         """Start a stopped or failed deployment again."""
         return await self._command(name, Event.START_REQUESTED)
 
+    # -- changing what runs ------------------------------------------------------------------
+
+    async def replace(self, name: str, spec: DeploymentSpec) -> Deployment:
+        """Launch a deployment anew as ``spec`` says. Requests that wait for it go on waiting.
+
+        Returns:
+            It, as soon as nothing of what ran before is left and the launch begins.
+
+        Raises:
+            DeploymentUnknown
+            BadRequest: The spec has another name.
+            ProjectError: It cannot be planned, and nothing was changed.
+        """
+        if spec.name not in (None, name):
+            raise BadRequest(
+                f"deployment {name} cannot take the name {spec.name!r}; launch another one of that "
+                "name instead"
+            )
+        spec = spec.model_copy(update={"name": name})
+        async with self._replanning:
+            await self._tools.registry.wait_trusted(TRUST_S)
+            wish = await self._relaunch(self._actor(name), "relaunched with other settings", spec)
+        return await self._command(name, wish)
+
+    async def restart(self, name: str) -> Deployment:
+        """Launch a deployment anew as it is, whatever state it has.
+
+        Raises:
+            DeploymentUnknown
+            ProjectError: It cannot be planned, and nothing was changed.
+        """
+        async with self._replanning:
+            await self._tools.registry.wait_trusted(TRUST_S)
+            wish = await self._relaunch(self._actor(name), "relaunched because you asked for it")
+        return await self._command(name, wish)
+
+    async def answer(self, spec: DeploymentSpec, replaces: str | None = None) -> Answer:
+        """The plan for a spec and what would change it, for a new or in place of a deployment.
+
+        Raises:
+            DeploymentUnknown
+            ProjectError: There is no plan.
+        """
+        if replaces is None:
+            return await self.planner.answer(spec)
+        deployment = self.get(replaces)
+        return await self.planner.answer(spec, deployment.id, stopped=_running_plan(deployment))
+
+    async def drain(self, device_name: str) -> Device:
+        """Exclude a device; who uses it is launched anew without it.
+
+        Returns:
+            It, as soon as nobody uses it any more.
+
+        Raises:
+            DeviceUnknown, StoreUnusable
+            ProjectError: A deployment cannot do without it, and nothing was changed.
+        """
+        registry = self._tools.registry
+        device = registry.find(device_name)
+        reason = f"relaunched without {device.name}, which you drain"
+        async with self._replanning:
+            wishes = [
+                (actor, await self._relaunch(actor, reason, without=device.id))
+                for actor in self._users(device.id)
+            ]
+            await registry.exclude(device.id, excluded=True)
+        commands = [actor.command(wish) for actor, wish in wishes]
+        for outcome in await asyncio.gather(*commands, return_exceptions=True):
+            # One that was removed meanwhile does not use it either.
+            if isinstance(outcome, BaseException) and not isinstance(outcome, DeploymentExists):
+                raise outcome
+        return registry.device(device.id)
+
+    async def rename_device(self, device_name: str, name: str) -> Device:
+        """Give a device another name. Specs that name it follow.
+
+        Raises:
+            DeviceUnknown, StoreUnusable
+            BadRequest: No device can have that name, or another one has it.
+            WorkerBusy: The old name is in use: in a plan that is followed, or in what it does.
+        """
+        registry = self._tools.registry
+        device = registry.find(device_name)
+        registry.check_name(device.id, name)
+        async with self._replanning:
+            self._refuse_rename(registry.device(device.id))
+            after = await registry.rename(device.id, name)
+            for actor in self._actors.values():
+                if names_device(actor.deployment.spec, device.name):
+                    await actor.take_spec(renamed(actor.deployment.spec, device.name, name))
+        return after
+
+    def _refuse_rename(self, device: Device) -> None:
+        """Plans, logs and figures of what runs call the device by its name."""
+        if device.doing:
+            raise WorkerBusy(f"{device.name} is {device.doing}; rename it when it is idle")
+        for actor in self._actors.values():
+            deployment = actor.deployment
+            is_up = deployment.state in (*LIVE_STATES, State.STOPPING)
+            if is_up and (
+                _uses(deployment, device.id) or names_device(deployment.spec, device.name)
+            ):
+                raise WorkerBusy(
+                    f"{device.name} is named by deployment {deployment.id}; stop that first"
+                )
+
+    def _users(self, agent_id: AgentId) -> list[Actor]:
+        """Those that use a device, or will as soon as they have started."""
+        actors = self._actors.values()
+        live = (actor for actor in actors if actor.deployment.state in LIVE_STATES)
+        return [actor for actor in live if _uses(actor.deployment, agent_id)]
+
+    async def _relaunch(
+        self,
+        actor: Actor,
+        reason: str,
+        spec: DeploymentSpec | None = None,
+        *,
+        without: AgentId | None = None,
+    ) -> Relaunch:
+        """Plan for a deployment in place of what runs of it; changes nothing.
+
+        Raises:
+            ProjectError: There is no plan.
+        """
+        deployment = actor.deployment
+        planned_for = spec or deployment.spec
+        # Who keeps its spec was running well: rather without a device that is gone meanwhile.
+        is_repair = spec is None and deployment.state in LIVE_STATES
+        plan = await self.planner.plan(
+            planned_for,
+            deployment.id,
+            is_repair=is_repair,
+            stopped=_running_plan(deployment),
+            without=frozenset() if without is None else frozenset({without}),
+        )
+        return Relaunch(reason, plan, planned_for, takes_spec=spec is not None, is_repair=is_repair)
+
     async def remove(self, name: str) -> None:
         """Forget a deployment that does not run.
 
@@ -179,10 +328,18 @@ class Reconciler:
             names = ", ".join(self._actors) or "none"
             raise DeploymentUnknown(f"no deployment {name!r}; known: {names}") from None
 
-    async def _command(self, name: str, event: Event) -> Deployment:
+    async def _command(self, name: str, wish: Event | Relaunch) -> Deployment:
         actor = self._actor(name)
-        await actor.command(event)
+        await actor.command(wish)
         return actor.deployment
+
+
+def _running_plan(deployment: Deployment) -> Plan | None:
+    return deployment.plan if deployment.state in _HOLDING else None
+
+
+def _uses(deployment: Deployment, agent_id: AgentId) -> bool:
+    return deployment.plan is not None and agent_id in deployment.plan.agent_ids
 
 
 def _name_of(model: str) -> str:

@@ -6,18 +6,25 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 from agents import tls
-from agents.contract import DeviceFacts, Heartbeat, JoinReply, JoinRequest, RpcServerStatus
-from supervisor.core.entities import AgentId, DeploymentId, Device
+from agents.contract import DeviceFacts, Heartbeat, JoinReply, JoinRequest
+from supervisor.core.entities import AgentId, DeploymentId, Device, DeviceChoice
+from supervisor.core.measurements import DeviceMeasured, LinkMeasured, measured_speed
 from supervisor.core.membership import DeviceCondition, assess
 from supervisor.errors import BadRequest, BadToken, DeviceUnknown, WorkerBusy
 from supervisor.ports import AgentPort, IssuerPort
 from supervisor.service.events import EventBus
+from supervisor.service.known_devices import (
+    Entry,
+    RegistryStore,
+    doing_now,
+    may_be_in_name,
+    remembered,
+)
 from supervisor.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -27,47 +34,7 @@ PAUSED_S = 3.0
 """A watch that comes so long after the last one shows that we did not run ourselves."""
 
 _DEVICE_ID = re.compile(r"[0-9A-Za-z-]{1,56}")
-
-
-class RegistryStore(Protocol):
-    """What the registry keeps."""
-
-    def agents(self) -> list[tuple[AgentId, str, str, str, int]]: ...
-
-    def save_agent(self, agent_id: AgentId, name: str, serial: str, joined_at: str) -> None: ...
-
-    def save_agent_address(self, agent_id: AgentId, address: str, rest_port: int) -> None: ...
-
-    def delete_agent(self, agent_id: AgentId) -> None: ...
-
-    def forget_measurements(self, agent_id: AgentId) -> None: ...
-
-    def forget_lesson(self, agent_id: AgentId) -> None: ...
-
-    def save_token(
-        self, token_hash: str, expires_at_s: float, uses: int | None, *, now_s: float
-    ) -> None: ...
-
-    def spend_token(self, token_hash: str, now_s: float) -> str: ...
-
-
-@dataclass(slots=True)
-class _Entry:
-    name: str
-    serial: str
-    address: str = ""
-    rest_port: int = 0
-    link_address: str = ""
-    link_port: int = 0
-    facts: DeviceFacts | None = None
-    rpc_server: RpcServerStatus | None = None
-    heard_at_s: float = float("-inf")
-    used_by: DeploymentId | None = None
-    round_trip_ms: float | None = None
-    client: AgentPort | None = None
-    condition: DeviceCondition = DeviceCondition.LOST
-    doubt: str = ""
-    doubted_at_s: float = float("-inf")
+_LONGEST_NAME = 40
 
 
 class Registry:
@@ -81,6 +48,7 @@ class Registry:
         connect: Callable[[str, str, str, int], AgentPort],
         bus: EventBus,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._settings = settings
         self._store = store
@@ -88,6 +56,7 @@ class Registry:
         self._connect = connect
         self._bus = bus
         self._clock = clock
+        self._now = now
         self._changed = asyncio.Condition()
         self._watched_at_s: float | None = None
         self.rpc_protocol = ""
@@ -96,10 +65,7 @@ class Registry:
         """The same of its build."""
         self.on_change: Callable[[str, str, str], object] = lambda name, change, reason: None
         """Told when a device joins, changes its condition, or is removed."""
-        self._entries = {
-            agent_id: _Entry(name, serial, address, port)
-            for agent_id, name, serial, address, port in store.agents()
-        }
+        self._entries = remembered(store)
 
     # -- joining -----------------------------------------------------------------------------
 
@@ -127,21 +93,30 @@ class Registry:
             )
         agent_id = AgentId(request.agent_id)
         issued = self._issuer.issue(tls.agent_name(agent_id))
-        name = self._unique_name(request.name, agent_id)
+        known = self._entries.get(agent_id)
+        given = known.choice.name if known else ""
+        name = given or self._unique_name(request.name, agent_id)
         self._store.save_agent(agent_id, name, issued.serial, datetime.now(UTC).isoformat())
-        entry = self._entries.setdefault(agent_id, _Entry(name, issued.serial))
+        new = Entry(name, issued.serial, DeviceChoice(agent_id=agent_id))
+        entry = self._entries.setdefault(agent_id, new)
         entry.name, entry.serial = name, issued.serial
         log.info("device.joined", extra={"device": name, "id": agent_id})
         self.on_change(name, "joined", "")
         return JoinReply(issued.certificate_pem, issued.key_pem, self._issuer.certificate_pem)
 
     def _unique_name(self, wanted: str, agent_id: AgentId) -> str:
-        taken = {entry.name for other, entry in self._entries.items() if other != agent_id}
-        base = "".join(c if c.isalnum() or c in "-_." else "-" for c in wanted)[:40] or "device"
+        taken = self._names_but_of(agent_id)
+        safe = "".join(c if may_be_in_name(c) else "-" for c in wanted)
+        base = safe[:_LONGEST_NAME] or "device"
         name, number = base, 2
         while name in taken:
             name, number = f"{base}-{number}", number + 1
         return name
+
+    def _names_but_of(self, agent_id: AgentId) -> set[str]:
+        """Names and ids of the other devices: it must not be mistaken for one of them."""
+        others = [(i, entry) for i, entry in self._entries.items() if i != agent_id]
+        return {name for i, entry in others for name in (str(i), entry.name)}
 
     def recognises(self, agent_id: AgentId, serial: str) -> bool:
         """Whether a certificate is the current one of a joined device."""
@@ -156,9 +131,67 @@ class Registry:
         self._store.delete_agent(agent_id)
         self._store.forget_measurements(agent_id)
         self._store.forget_lesson(agent_id)
+        self._store.forget_device_choice(agent_id)
         self.on_change(entry.name, "removed", "")
         self._bus.publish("device_removed", {"id": agent_id})
         await self._notify()
+
+    # -- what the operator decides -----------------------------------------------------------
+
+    async def exclude(self, agent_id: AgentId, *, excluded: bool) -> Device:
+        """Make no plan with a device any more, or again. What runs there goes on.
+
+        Raises:
+            DeviceUnknown, StoreUnusable
+        """
+        entry = self._entry(agent_id)
+        if excluded != entry.choice.excluded:
+            self._choose(entry, excluded=excluded)
+            self.on_change(entry.name, "excluded" if excluded else "included", "")
+            self._publish(agent_id)
+            await self._notify()
+        return self.device(agent_id)
+
+    def check_name(self, agent_id: AgentId, name: str) -> None:
+        """Whether a device may be called that.
+
+        Raises:
+            BadRequest: It says why not.
+        """
+        if not 0 < len(name) <= _LONGEST_NAME or not all(map(may_be_in_name, name)):
+            raise BadRequest(
+                f"{name[:60]!r} is no name for a device; take 1 to {_LONGEST_NAME} letters, "
+                "digits, and any of - _ ."
+            )
+        if name in self._names_but_of(agent_id):
+            raise BadRequest(f"another device is called {name!r} already; choose another name")
+
+    async def rename(self, agent_id: AgentId, name: str) -> Device:
+        """Give a device another name, which it keeps. Whose plan has the old one is not asked.
+
+        Raises:
+            DeviceUnknown, BadRequest, StoreUnusable
+        """
+        entry, before = self._entry(agent_id), self._entry(agent_id).name
+        self.check_name(agent_id, name)
+        if name != before:
+            self._choose(entry, name=name)
+            entry.name = name
+            await self._disconnect(entry)  # the client tells of its device by name
+            self.on_change(name, f"renamed from {before}", "")
+            self._publish(agent_id)
+            await self._notify()
+        return self.device(agent_id)
+
+    def _choose(self, entry: Entry, **changes: object) -> None:
+        choice = entry.choice.model_copy(update=changes)
+        self._store.save_device_choice(choice)
+        entry.choice = choice
+
+    def has_excluded(self, agent_ids: Iterable[AgentId]) -> bool:
+        """Whether the operator wants no plan with one of these devices."""
+        found = (self._entries.get(agent_id) for agent_id in agent_ids)
+        return any(entry.choice.excluded for entry in found if entry is not None)
 
     # -- hearing -----------------------------------------------------------------------------
 
@@ -216,6 +249,15 @@ class Registry:
         """A measured round trip from the main host to the worker."""
         self._entry(agent_id).round_trip_ms = round_trip_ms
 
+    def took_measurement(
+        self, agent_id: AgentId, measured: Sequence[DeviceMeasured], link: LinkMeasured
+    ) -> None:
+        """A new measurement of a device and of the link to it, which is stored already."""
+        entry = self._entries.get(agent_id)
+        if entry is not None:
+            entry.measured, entry.link = tuple(measured), link
+            self._publish(agent_id)
+
     async def watch_silence(self) -> None:
         """Publish devices whose condition changes because they say nothing. Runs for ever."""
         while True:
@@ -245,7 +287,7 @@ class Registry:
         late_s = self._clock() - self._watched_at_s - WATCH_EVERY_S
         return late_s if late_s > PAUSED_S - WATCH_EVERY_S else 0.0
 
-    def _silent_s(self, entry: _Entry) -> float:
+    def _silent_s(self, entry: Entry) -> float:
         return max(self._clock() - entry.heard_at_s - self._paused_s(), 0.0)
 
     async def _notify(self) -> None:
@@ -265,7 +307,7 @@ class Registry:
         for entry in self._entries.values():
             await self._disconnect(entry)
 
-    async def _disconnect(self, entry: _Entry) -> None:
+    async def _disconnect(self, entry: Entry) -> None:
         client, entry.client = entry.client, None
         if client is not None:
             await client.close()
@@ -298,6 +340,15 @@ class Registry:
             rpc_server=entry.rpc_server,
             used_by=entry.used_by,
             round_trip_ms=entry.round_trip_ms,
+            excluded=entry.choice.excluded,
+            doing=doing_now(entry),
+            speed=measured_speed(
+                entry.measured,
+                entry.link,
+                entry.facts.engine if entry.facts else None,
+                self._now(),
+                timedelta(days=self._settings.measure_keeps_days),
+            ),
         )
 
     def find(self, name_or_id: str) -> Device:
@@ -341,22 +392,44 @@ class Registry:
         """Free every device of a deployment."""
         for agent_id, entry in self._entries.items():
             if entry.used_by == deployment:
-                entry.used_by = None
+                entry.used_by, entry.is_serving = None, False
                 self._publish(agent_id)
 
-    def _entry(self, agent_id: AgentId) -> _Entry:
+    def note_serving(self, deployment: DeploymentId) -> None:
+        """The devices of a deployment have loaded what they hold of it."""
+        for agent_id, entry in self._entries.items():
+            if entry.used_by == deployment and not entry.is_serving:
+                entry.is_serving = True
+                self._publish(agent_id)
+
+    @contextmanager
+    def doing(self, agent_ids: Iterable[AgentId], what: str) -> Iterator[None]:
+        """Tell what devices do beside serving, for as long as the block takes."""
+        entries = {i: self._entries[i] for i in agent_ids if i in self._entries}
+        for agent_id, entry in entries.items():
+            entry.tasks.append(what)
+            self._publish(agent_id)
+        try:
+            yield
+        finally:
+            for agent_id, entry in entries.items():
+                entry.tasks.remove(what)
+                if self._entries.get(agent_id) is entry:  # it may have been removed meanwhile
+                    self._publish(agent_id)
+
+    def _entry(self, agent_id: AgentId) -> Entry:
         try:
             return self._entries[agent_id]
         except KeyError:
             raise DeviceUnknown(f"no device {agent_id}; see 'supervisor devices'") from None
 
-    def _condition(self, entry: _Entry) -> tuple[DeviceCondition, str]:
+    def _condition(self, entry: Entry) -> tuple[DeviceCondition, str]:
         condition, reason = self._assessed(entry)
         if condition is DeviceCondition.READY and entry.doubt:
             return DeviceCondition.SUSPECT, entry.doubt
         return condition, reason
 
-    def _assessed(self, entry: _Entry) -> tuple[DeviceCondition, str]:
+    def _assessed(self, entry: Entry) -> tuple[DeviceCondition, str]:
         return assess(
             entry.facts,
             silent_s=self._silent_s(entry),

@@ -18,8 +18,14 @@ from supervisor.ports import StorePort
 
 log = logging.getLogger(__name__)
 
+REQUEST: Final = "request"
+"""Event: a record."""
+
 KEPT: Final = 1000
 """The newest, which are answered without a look at the disk."""
+
+SHOWN: Final = 50
+"""The newest, which are known at once, also of before our start."""
 
 _EVERY_S: Final = 1.0
 _MOST_WAITING: Final = 5000
@@ -67,6 +73,10 @@ class RequestLog:
         for tell in self.on_note:
             tell(record)
 
+    def latest(self) -> list[RequestRecord]:
+        """The newest ``SHOWN`` at most, newest first, without a look at the disk."""
+        return list(islice(reversed(self._newest), SHOWN))
+
     async def newest(
         self, limit: int = 100, deployment: str | None = None, caller: str | None = None
     ) -> list[RequestRecord]:
@@ -85,10 +95,20 @@ class RequestLog:
 
     async def run(self) -> None:
         """Write what was noted, about once a second. Runs for ever."""
+        await self._recall()
         while True:
             await self._has_news.wait()
             await asyncio.sleep(self._every_s)
             await self._write()
+
+    async def _recall(self) -> None:
+        """Know the newest of before our start; nothing of ours is written yet."""
+        try:
+            stored = await asyncio.to_thread(self._store.requests, SHOWN)
+        except StoreUnusable as exc:
+            log.warning("request_log.not_recalled", extra={"reason": str(exc)})
+            return
+        self._newest.extendleft(stored[: KEPT - len(self._newest)])
 
     async def close(self) -> None:
         """Write what still waits; what cannot be written now is lost, and said."""

@@ -6,17 +6,19 @@ Ends when llama-server ends, and raises what else is wrong. Nothing here touches
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from agents import facts
 from agents.contract import GgmlDevice, RpcServerStatus
 from agents.errors import ProjectError
 from agents.process import Running, state_letter
-from supervisor.core import liveness
+from supervisor.core import liveness, token_time
 from supervisor.core.entities import AgentId, LaunchRecord, LinkView, Plan
 from supervisor.core.pace import Slow
+from supervisor.core.slots import SlotState, busy
 from supervisor.core.step_time import expected
+from supervisor.core.token_time import Reading, Span
 from supervisor.core.worker_liveness import STOPPED, WorkerLook
 from supervisor.errors import (
     EngineFrozen,
@@ -28,6 +30,7 @@ from supervisor.errors import (
 )
 from supervisor.ports import Links, ServerClient
 from supervisor.service import model_files
+from supervisor.service.clock import timestamp
 from supervisor.service.tools import Tools
 from supervisor.service.workers import Workers
 
@@ -38,6 +41,7 @@ _SPEED_EVERY_S: Final = 5.0
 _LINKS_EVERY_S: Final = 2.0
 _FILES_EVERY_S: Final = 2.0
 _SLOTS_S: Final = 0.8
+_AGAIN_S: Final = 0.3
 
 Report = Callable[..., None]
 
@@ -67,6 +71,7 @@ class Watch:
         self._report = report
         self._look = look
         self._generated_tokens: int | None = None
+        self._span: Span | None = None
         self._slow = ""
         self._due: dict[str, float] = {}
         self._on_cpu = _on_cpu(record.plan)
@@ -87,6 +92,7 @@ class Watch:
         Raises:
             ProjectError: Something of the launch is lost, frozen, hung or replaced.
         """
+        self._report(token_time=None)  # that of another launch
         exiting = asyncio.create_task(self._process.wait())
         looking = asyncio.create_task(self._look_after())
         try:
@@ -157,6 +163,8 @@ class Watch:
         look = liveness.Look(slots, state_letter(pid), facts.cpu_seconds(pid), workers)
         self._liveness = liveness.observe(self._liveness, look, now_s)
         self._judge(liveness.verdict(self._liveness, self._expected, self._limits))
+        if slots is not None:
+            await self._look_at_tokens(slots)
 
     def _worker(self, agent_id: AgentId, asked: RpcServerStatus | None, now_s: float) -> WorkerLook:
         """What is known of a worker: its agent's answer just now, or its last heartbeat."""
@@ -166,6 +174,37 @@ class Watch:
             at_s = now_s - silent_s
         link = self._links.stats().get(agent_id) if self._links is not None else None
         return WorkerLook(agent_id, agent_id in self._on_cpu, link, status, at_s)
+
+    async def _look_at_tokens(self, slots: Sequence[SlotState]) -> None:
+        """Where their time goes. Costs nothing while none come."""
+        has_links = self._links is not None or not self._record.plan.shards
+        is_of_use = self._span is not None or any(not slot.reads_prompt for slot in busy(slots))
+        if not has_links or not is_of_use:
+            return
+        self._take(await self._reading(slots))
+        if self._span is not None and self._span.is_new:
+            await asyncio.sleep(_AGAIN_S)  # it may be a short answer, over by the next look
+            if (again := await self._client.slots(_SLOTS_S)) is not None:
+                self._take(await self._reading(again))
+
+    async def _reading(self, slots: Sequence[SlotState]) -> Reading:
+        """The slots just now, and the links as soon as they say how they are."""
+        at_s, at = time.monotonic(), timestamp()
+        links = {}
+        if self._links is not None:
+            await self._links.fresh()
+            stats = self._links.stats()
+            links = {
+                self._workers.name(agent_id): token_time.spent(stats[agent_id])
+                for agent_id in self._workers.ids
+                if agent_id in stats
+            }
+        return Reading(at_s, at, slots, links)
+
+    def _take(self, reading: Reading) -> None:
+        self._span, over = token_time.observe(self._span, reading)
+        if over is not None:
+            self._report(token_time=token_time.token_time(over))
 
     def _judge(self, verdict: liveness.Verdict) -> None:
         """Raise what ends the launch; only say what is slow."""

@@ -2,17 +2,30 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { initial, reduce } from "../../dashboard/state.mjs";
+import { ask, IDLE, initialState, reducer } from "../../dashboard/state.mjs";
 
 const SERVER = "2026-01-01T00:00:00Z";
 const SERVER_MS = Date.parse(SERVER);
 const LOCAL_MS = SERVER_MS - 5000; // this browser's clock is five seconds behind
+
+/** A view that counts what it sees. @type {any} */
+const counter = {
+  name: "counter", initial: { devices: 0 },
+  reduce: (/** @type {any} */ own, /** @type {any} */ { type, data }, /** @type {any} */ state) =>
+    (type === "counter/add" ? { devices: own.devices + data.by } : type === "device" && state.host ? { devices: Object.keys(state.devices).length } : own),
+};
+/** @type {any} */
+const still = { name: "still", initial: {}, reduce: (/** @type {any} */ own) => own };
+const initial = initialState([counter, still]);
+const reduce = reducer([counter, still]);
 
 /** @param {string} id @param {object} [more] */
 const device = (id, more) => ({ id, name: `name-${id}`, state: "ready", reason: "", silent_s: 2, ...more });
 /** @param {string} id @param {object} [more] */
 const deployment = (id, more) =>
   ({ id, spec: { name: id, model: "/m.gguf" }, state: "ready", reason: "", launch_id: 1, ...more });
+/** @param {string} id @param {number} total_s */
+const record = (id, total_s) => ({ at: SERVER, deployment: id, total_s });
 /** @param {object} [more] */
 const snapshot = (more) => ({
   version: "0.1.0", main_host: "desk", url: "http://desk:8100", time: SERVER, engine: { build: "b1" },
@@ -72,11 +85,10 @@ test("deployment: adds, replaces, and announces only a change of state", () => {
   assert.equal(failed.announcement, "y is failed: Out of memory.");
 });
 
-test("deployment_removed takes along what was open for it", () => {
-  const open = after(connected,
-    ["action", { id: "x", error: "no" }], ["commands_opened", { id: "x", launch_id: 1 }], ["logs_opened", { id: "x", process: "p" }]);
+test("deployment_removed takes along what belongs to it", () => {
+  const open = after(connected, ["ask", { key: "deployment x", error: "no" }], ["traffic", { deployment: "x", active: 1, waiting: 0, slots: 2 }]);
   const removed = after(open, ["deployment_removed", { id: "x" }]);
-  for (const rows of ["deployments", "actions", "commands", "logs"]) assert.deepEqual(removed[rows], {}, rows);
+  for (const rows of ["deployments", "traffic", "asks"]) assert.deepEqual(removed[rows], {}, rows);
   assert.equal(removed.announcement, "x was removed.");
 });
 
@@ -89,17 +101,33 @@ test("a lost connection keeps the last rows", () => {
   assert.equal(after(lost, ["disconnected"]), lost, "each further attempt that fails changes nothing");
 });
 
-test("a reconnect replaces all rows and keeps open panels of what is still there", () => {
+test("a reconnect replaces all rows", () => {
   const before = after(connected,
-    ["deployment", deployment("y")], ["logs_opened", { id: "x", process: "p" }], ["logs_opened", { id: "y", process: "p" }],
-    ["disconnected"]);
-  const back = after(before, ["snapshot", snapshot({ devices: [device("b")] })]);
+    ["deployment", deployment("y")], ["traffic", { deployment: "y", active: 1, waiting: 0, slots: 1 }], ["request", record("y", 1)], ["disconnected"]);
+  const back = after(before, ["snapshot", snapshot({ devices: [device("b")], requests: [record("x", 2)] })]);
   assert.equal(back.connection, "connected");
   assert.deepEqual(Object.keys(back.devices), ["b"]);
   assert.deepEqual(Object.keys(back.heard_ms), ["b"]);
   assert.deepEqual(Object.keys(back.deployments), ["x"]);
-  assert.deepEqual(Object.keys(back.logs), ["x"]);
+  assert.deepEqual(back.traffic, {});
+  assert.deepEqual(back.requests, [record("x", 2)]);
   assert.equal(back.announcement, "Connected again.");
+});
+
+test("requests: the newest first, and no more than are worth keeping", () => {
+  const two = after(connected, ["request", record("x", 1)], ["request", record("x", 2)]);
+  assert.deepEqual(two.requests.map((/** @type {any} */ each) => each.total_s), [2, 1]);
+  const many = Array.from({ length: 300 }, (_, index) => /** @type {[string, any]} */ (["request", record("x", index)]));
+  const full = after(connected, ...many);
+  assert.equal(full.requests.length, 200);
+  assert.equal(full.requests[0].total_s, 299);
+});
+
+test("traffic replaces the row of its deployment", () => {
+  const row = { deployment: "x", active: 1, waiting: 0, slots: 2 };
+  const busy = after(connected, ["traffic", row], ["traffic", { ...row, deployment: "y" }], ["traffic", { ...row, waiting: 3 }]);
+  assert.deepEqual(busy.traffic, { x: { ...row, waiting: 3 }, y: { ...row, deployment: "y" } });
+  assert.deepEqual(after(initial, ["snapshot", snapshot({ traffic: [row] })]).traffic, { x: row });
 });
 
 test("events that this page does not know change nothing", () => {
@@ -111,16 +139,14 @@ test("events that this page does not know change nothing", () => {
 test("out of order: rows before the first snapshot, without an id, or already removed", () => {
   assert.equal(after(initial, ["device", device("a")]), initial);
   assert.equal(after(initial, ["deployment", deployment("x")]), initial);
-  for (const type of ["device", "deployment", "device_removed", "deployment_removed"]) {
+  assert.equal(after(initial, ["request", record("x", 1)], ["traffic", { deployment: "x" }]).requests.length, 0);
+  for (const type of ["device_removed", "deployment", "deployment_removed", "traffic"]) {
     assert.equal(after(connected, [type, {}]), connected, type);
     assert.equal(after(connected, [type]), connected, `${type} without data`);
   }
+  assert.equal(after(connected, ["device", {}]).devices, connected.devices);
   assert.equal(after(connected, ["device_removed", { id: "zz" }]), connected);
   assert.equal(after(connected, ["deployment_removed", { id: "zz" }]), connected);
-  const gone = after(connected, ["deployment_removed", { id: "x" }]);
-  assert.equal(after(gone, ["action", { id: "x", error: "late" }]), gone);
-  assert.equal(after(gone, ["commands", { id: "x", launch_id: 1 }]), gone);
-  assert.equal(after(gone, ["log_chunk", { id: "x", from: -1, chunk: {} }]), gone);
 });
 
 test("the state before an event is never changed", () => {
@@ -130,88 +156,49 @@ test("the state before an event is never changed", () => {
 });
 
 test("a missing key signs out until the key is accepted", () => {
-  const out = after(connected, ["key_required"], ["disconnected"]);
-  assert.equal(out.connection, "signed_out");
-  const refused = after(out, ["sign_in", { busy: true }], ["sign_in", { error: "That key is not right." }]);
-  assert.deepEqual(refused.sign_in, { busy: false, error: "That key is not right." });
-  const accepted = after(refused, ["signed_in"]);
-  assert.equal(accepted.connection, "connecting");
-  assert.deepEqual(accepted.sign_in, { busy: false, error: "" });
+  const out = after(connected, ["who", { who: { caller: "ada" } }], ["key_required"], ["disconnected"]);
+  assert.equal(out.connection, "signed_out", "and not merely disconnected");
+  assert.equal(out.who, null);
+  assert.equal(after(out, ["signed_in"]).connection, "connecting");
 });
 
-test("the launch form shows one request at a time", () => {
-  const sent = after(connected, ["launch", { busy: true }]);
-  assert.equal(sent.launch.busy, true);
-  const refused = after(sent, ["launch", { error: "no such file" }]);
-  assert.deepEqual(refused.launch, { busy: false, error: "no such file" });
-  assert.deepEqual(after(refused, ["launch", {}]).launch, { busy: false, error: "" });
+test("an answer that is awaited, refused, given", () => {
+  assert.equal(ask(connected, "launch"), IDLE);
+  const sent = after(connected, ["ask", { key: "launch", busy: true }]);
+  assert.deepEqual(ask(sent, "launch"), { busy: true, error: "" });
+  const refused = after(sent, ["ask", { key: "launch", error: "no such file" }]);
+  assert.deepEqual(ask(refused, "launch"), { busy: false, error: "no such file" });
+  assert.deepEqual(ask(after(refused, ["ask", { key: "launch" }]), "launch"), IDLE);
 });
 
-test("a refused action is shown until its deployment moves on", () => {
-  const refused = after(connected, ["action", { id: "x", error: "not now" }]);
-  assert.equal(refused.actions.x.error, "not now");
-  assert.equal(after(refused, ["deployment", deployment("x")]).actions.x.error, "not now");
-  assert.deepEqual(after(refused, ["deployment", deployment("x", { state: "stopping" })]).actions, {});
+test("a refusal is shown until its deployment moves on", () => {
+  const refused = after(connected, ["ask", { key: "deployment x", error: "not now" }]);
+  assert.equal(ask(after(refused, ["deployment", deployment("x")]), "deployment x").error, "not now");
+  assert.deepEqual(after(refused, ["deployment", deployment("x", { state: "stopping" })]).asks, {});
 });
 
-test("join code: asked for, given, refused", () => {
-  const join = { code: "K", command: "curl", expires_at: SERVER };
-  const given = after(connected, ["join", { join }]);
-  assert.deepEqual(given.join, join);
-  assert.equal(after(given, ["join"]).join, null, "asking again forgets the old code");
-  assert.equal(after(given, ["join", { error: "no" }]).join_error, "no");
+test("a route is taken, and what was announced before is not said again", () => {
+  const there = after(connected, ["announce", { text: "Done." }], ["route", { view: "records", parts: ["12"] }]);
+  assert.deepEqual(there.route, { view: "records", parts: ["12"] });
+  assert.equal(there.announcement, "");
 });
 
-test("commands of a launch that was followed by another come too late", () => {
-  const open = after(connected, ["commands_opened", { id: "x", launch_id: 1 }]);
-  const answer = { id: "x", launch_id: 1, record: { environment: {}, workers: [] }, commands: [{ host: "h", command: "c" }] };
-  assert.equal(after(open, ["commands", answer]).commands.x.commands.length, 1);
-  const next = after(open, ["commands_opened", { id: "x", launch_id: 2 }]);
-  assert.equal(after(next, ["commands", answer]), next);
-  assert.deepEqual(after(next, ["commands_closed", { id: "x" }]).commands, {});
-  assert.equal(after(next, ["commands", { id: "x", launch_id: 2, error: "gone" }]).commands.x.error, "gone");
-});
-
-/** @param {number} from @param {object} [chunk] */
-const chunk = (from, chunk) =>
-  ({ id: "x", from, chunk: { process: "llama-server", file: "/l/1.log", offset: 10, text: "one\n", ...chunk } });
-const reading = after(connected, ["logs_opened", { id: "x", process: "llama-server" }], ["log_chunk", chunk(-1)]);
-
-test("log chunks are appended in order", () => {
-  assert.equal(reading.logs.x.text, "one\n");
-  const more = after(reading, ["log_chunk", chunk(10, { offset: 14, text: "two\n" })]);
-  assert.equal(more.logs.x.text, "one\ntwo\n");
-  assert.equal(more.logs.x.offset, 14);
-});
-
-test("a log chunk that was asked for twice, or of another process, is dropped", () => {
-  assert.equal(after(reading, ["log_chunk", chunk(-1)]).logs.x, reading.logs.x);
-  const other = after(reading, ["logs_opened", { id: "x", process: "pixel-8" }]);
-  assert.equal(after(other, ["log_chunk", chunk(-1)]).logs.x, other.logs.x);
-  assert.equal(after(other, ["log_failed", { id: "x", process: "llama-server", error: "late" }]).logs.x.error, "");
-});
-
-test("another file is another launch: the log begins anew, following as before", () => {
-  const still = after(reading, ["logs_follow", { id: "x", follow: false }]);
-  const renewed = after(still, ["log_chunk", chunk(10, { file: "/l/2.log", text: "middle" })]);
-  assert.deepEqual(renewed.logs.x, { process: "llama-server", follow: false, file: "", offset: -1, text: "", error: "" });
-});
-
-test("a failed read is shown, and forgotten when the next one succeeds", () => {
-  const failed = after(reading, ["log_failed", { id: "x", process: "llama-server", error: "no answer" }]);
-  assert.equal(failed.logs.x.error, "no answer");
-  assert.equal(failed.logs.x.text, "one\n");
-  assert.equal(after(failed, ["log_chunk", chunk(10)]).logs.x.error, "");
-});
-
-test("a long log keeps its end", () => {
-  const long = after(reading, ["log_chunk", chunk(10, { text: `${"x".repeat(250_000)}end` })]);
-  assert.equal(long.logs.x.text.length, 200_000);
-  assert.ok(long.logs.x.text.endsWith("end"));
+test("answers fill who and models", () => {
+  const filled = after(connected, ["who", { who: { caller: "ada", scopes: [], is_keyless: false } }], ["models", { models: [{ path: "/m" }] }]);
+  assert.equal(filled.who.caller, "ada");
+  assert.equal(filled.models.length, 1);
 });
 
 test("copied is announced once", () => {
   const copied = after(connected, ["copied", { key: "join-command" }]);
   assert.equal(copied.announcement, "Copied.");
-  assert.deepEqual(after(copied, ["copied", { key: "" }]).copied, "");
+  assert.equal(after(copied, ["copied", { key: "" }]).copied, "");
+});
+
+test("each view reduces its own part, and sees the state after the event", () => {
+  assert.deepEqual(initial.views, { counter: { devices: 0 }, still: {} });
+  assert.deepEqual(after(connected, ["counter/add", { by: 2 }]).views.counter, { devices: 2 });
+  assert.deepEqual(after(connected, ["device", device("c")]).views.counter, { devices: 3 });
+  assert.equal(after(connected, ["counter/add", { by: 2 }]).views.still, connected.views.still);
+  assert.equal(after(connected, ["still/other"]), connected, "nothing changed, so nothing is drawn for it");
 });

@@ -1,10 +1,10 @@
 """A stand-in for the model hub, with the faults that the real one shows now and then.
 
-It serves the files below ``FOLDER/OWNER/REPO`` as huggingface_hub asks for them: the listing at
-``/api/models/OWNER/REPO``, files at ``/OWNER/REPO/resolve/REVISION/PATH``, which redirects to a
-second port as the real hub does to its store. It prints the hub's address, then a line of JSON for
-every request, and ends with its standard input. Faults strike the first ``--times`` requests that
-can have them.
+It serves the files below ``FOLDER/OWNER/REPO`` as huggingface_hub asks for them: searches at
+``/api/models``, the listing at ``/api/models/OWNER/REPO``, files at
+``/OWNER/REPO/resolve/REVISION/PATH``, which redirects to a second port as the real hub does to its
+store. It prints the hub's address, then a line of JSON for every request, and ends with its
+standard input. Faults strike the first ``--times`` requests that can have them.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 PIECE_BYTES = 1 << 16
 ENDS_WITHIN_S = 5.0
@@ -39,6 +40,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--drip-s", type=float, default=0, help="between pieces of the store")
     parser.add_argument("--silent", action="store_true", help="the listing is never answered")
     parser.add_argument("--renamed", default="", help="OLD=NEW repository: redirects")
+    parser.add_argument("--known", action="append", default=[], help="OWNER/REPO=JSON, its facts")
+    parser.add_argument("--padding", type=int, default=0, help="bytes more in what a search finds")
     return parser.parse_args()
 
 
@@ -138,11 +141,46 @@ class Hub(Handler):
         old, _, new = options.renamed.partition("=")
         if old and f"/{old}" in path:
             return self.reply(307, Location=quote(path.replace(f"/{old}", f"/{new}")))
+        if path == "/api/models":
+            return self.search(parse_qs(urlsplit(self.path).query))
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
             return self.listing(found[1])
         if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             return self.redirect(found[1], found[2])
         return self.reply(404)
+
+    def search(self, query: dict[str, list[str]]) -> int:
+        """As the hub does: with ``expand`` what it names alone, without it no dates and gates."""
+        folder = self.state.options.folder
+        words = query.get("search", [""])[0].lower()
+        repos = (str(path.relative_to(folder)) for path in folder.glob("*/*") if path.is_dir())
+        found = [self.facts(repo) for repo in repos if words in repo.lower()]
+        if "gguf" in query.get("filter", []):
+            found = [facts for facts in found if any((folder / facts["id"]).rglob("*.gguf"))]
+        if "sort" in query:
+            found.sort(key=lambda facts: facts[query["sort"][0]], reverse=True)
+        usual = ["modelId", "likes", "private", "downloads", "tags", "createdAt"]
+        shown = {"_id", "id", *query.get("expand", usual)}
+        body = [{n: v for n, v in facts.items() if n in shown} for facts in found]
+        limit = int(query.get("limit", ["1000"])[0])
+        text = json.dumps(body[:limit]) + " " * self.state.options.padding
+        return self.reply(200, text.encode(), Content_Type="application/json")
+
+    def facts(self, repo: str) -> dict[str, Any]:
+        known = dict(pair.split("=", 1) for pair in self.state.options.known)
+        return {
+            "_id": hashlib.sha256(repo.encode()).hexdigest()[:24],
+            "id": repo,
+            "modelId": repo,
+            "likes": 0,
+            "private": False,
+            "downloads": 0,
+            "tags": ["gguf", "region:us"],
+            "createdAt": "2026-01-02T03:04:05.000Z",
+            "lastModified": "2026-02-03T04:05:06.000Z",
+            "gated": False,
+            **json.loads(known.get(repo, "{}")),
+        }
 
     def listing(self, repo: str) -> int:
         folder = self.state.options.folder / repo

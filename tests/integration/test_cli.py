@@ -48,7 +48,7 @@ async def test_a_model_is_launched_watched_and_stopped(pair: Cluster, demo_model
     status = await as_json(pair, "status")
     assert status["deployments"][0]["state"] == "ready"
     for listing, words in {
-        "devices": ("one", "two", "serves m"),
+        "devices": ("one", "two", "serving m"),
         "status": ("one", "m", "ready"),
         "launches": ("m", "ready"),
     }.items():

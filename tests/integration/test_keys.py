@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from cluster import Cluster, eventually
+from qr_reading import drawn_in_svg, text_of
 
 from agents import ports
 
@@ -139,8 +140,55 @@ async def test_a_page_may_sign_in_with_any_key_that_may_look(cluster: Cluster) -
         assert (await page.post("/api/session", json={"key": read})).status_code == 204
         assert (await page.get("/api/status")).status_code == 200
         assert (await page.post("/api/join-code")).status_code == 403
+        assert (await page.get("/api/models/search")).status_code == 403
+        settings = {s["name"]: s for s in (await page.get("/api/settings")).json()["settings"]}
+        assert settings["keyless_loopback"]["value"] == "none"
+        assert settings["keyless_loopback"]["source"] == "environment"
+        assert settings["port"]["source"] == "option"
         await cluster.http.delete("/api/keys/reader")
         assert (await page.get("/api/status")).status_code == 401, "revoked: the cookie is nothing"
+
+
+async def test_a_session_outlives_the_supervisor_and_ends_when_its_user_signs_out(
+    cluster: Cluster,
+) -> None:
+    program = await cluster.supervisor(keyless_loopback="none", log_level="debug")
+    main = (cluster.folder / "supervisor" / "api.key").read_text().strip()
+    port = httpx.URL(cluster.url).port
+    async with httpx.AsyncClient(base_url=cluster.url, trust_env=False) as page:
+        assert (await page.post("/api/session", json={"key": main})).status_code == 204
+        (cookie,) = page.cookies.jar
+        assert cookie.name == f"supervisor_session_{port}"
+        assert main not in str(cookie.value)
+        assert program.stop() == 0
+        await cluster.supervisor(keyless_loopback="none", port=port or 0)
+        assert (await page.get("/api/session")).json() == {
+            "caller": "main",
+            "scopes": ["inference", "read", "admin"],
+            "is_keyless": False,
+        }
+        report = gzip.decompress((await page.get("/api/report")).content)
+        secret = (cluster.folder / "supervisor" / "session.secret").read_text()
+        for text in (secret, str(cookie.value)):
+            assert text.encode() not in report
+            assert text not in program.said()
+        assert (await page.delete("/api/session")).status_code == 204
+        assert (await page.get("/api/session")).status_code == 401
+
+
+async def test_an_invitation_has_the_lines_of_all_platforms(cluster: Cluster) -> None:
+    await cluster.supervisor()
+    invited = await cli(cluster, "invite", "--json")
+    view = json.loads(invited.stdout)
+    lines = {line["platform"]: line for line in view["lines"]}
+    assert list(lines) == ["termux", "macos", "linux"]
+    assert lines["termux"]["command"] == view["termux_command"]
+    assert lines["macos"]["command"] == lines["linux"]["command"] == view["command"]
+    for line in lines.values():
+        assert view["code"] in line["command"]
+        assert text_of(drawn_in_svg(line["qr"])) == line["command"]
+    piped = await cli(cluster, "invite")
+    assert "█" not in piped.stdout, "no terminal"
 
 
 @contextlib.asynccontextmanager

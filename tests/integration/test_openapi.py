@@ -33,7 +33,7 @@ CHECKS = (
     "content_type_conformance",
     "response_schema_conformance",
 )
-ENDLESS = ("/api/events", "/api/history/stream")
+ENDLESS = ("/api/events", "/api/history/stream", "/api/deployments/{name}/logs/stream")
 STRANGE = (
     "",
     "-1",

@@ -17,17 +17,19 @@ from starlette.types import ASGIApp
 
 from agents.errors import FolderNotWritable
 from supervisor.adapters.store import Store
-from supervisor.api.auth import COOKIE, GatewayCors, RequireKey, load_or_make_key, needed_scope
+from supervisor.api.auth import GatewayCors, RequireKey, load_or_make_key, needed_scope
 from supervisor.core.callers import CALLER, Scope
 from supervisor.core.gateway_routes import ROUTES
 from supervisor.core.keys import KeylessLoopback, KeyWanted
 from supervisor.errors import BadSettings
 from supervisor.service.keyring import KeyRing
+from supervisor.service.sessions import Sessions
 from supervisor.settings import Settings, load
 
 KEY = "sk-right"
 LOCAL, REMOTE = "127.0.0.1", "10.0.0.7"
 HOST = "127.0.0.1:8100"
+COOKIE = "supervisor_session_8100"
 CHAT = "/v1/chat/completions"
 SITE = "https://chat.example"
 
@@ -37,6 +39,7 @@ class Edge:
 
     def __init__(self, store: Store) -> None:
         self.keys = KeyRing(store, KEY)
+        self.sessions = Sessions("a secret of at least 32 characters", self.keys)
         self.texts = {
             scope.value: self.keys.create(KeyWanted(name=f"{scope}-key", scopes=(scope,)))[1]
             for scope in Scope
@@ -45,7 +48,8 @@ class Edge:
     def app(
         self, keyless: KeylessLoopback = "all", origins: tuple[str, ...] = ()
     ) -> GatewayCors | RequireKey:
-        inner = RequireKey(Starlette(routes=[_ANY]), self.keys, keyless, origins)
+        routes = Starlette(routes=[_ANY])
+        inner = RequireKey(routes, self.keys, self.sessions, keyless, origins)
         return GatewayCors(inner, origins) if origins else inner
 
     async def call(
@@ -142,8 +146,6 @@ async def test_another_host_needs_a_key(edge: Edge, client: str | None) -> None:
         {"x_api_key": KEY},
         {"authorization": "Bearer dummy", "x_api_key": KEY},
         {"authorization": f"Bearer {KEY}", "x_api_key": "dummy"},
-        {"cookie": f"{COOKIE}={KEY}"},
-        {"cookie": f"a=b; {COOKIE}={KEY}; c=d"},
     ],
 )
 async def test_the_key_may_come_in_each_way_that_tools_send_it(
@@ -163,6 +165,7 @@ async def test_the_key_may_come_in_each_way_that_tools_send_it(
         {"authorization": "Bearer schlüssel"},
         {"x_api_key": ""},
         {"cookie": f"{COOKIE}=sk-wrong"},
+        {"cookie": f"{COOKIE}={KEY}"},
         {"cookie": f"{COOKIE}="},
         {"cookie": ";;;=\x01"},
         {"cookie": f"x{COOKIE}={KEY}"},
@@ -174,6 +177,32 @@ async def test_a_wrong_key_is_no_key(edge: Edge, headers: dict[str, Any]) -> Non
     # Clients of OpenAI's API must send something, where nothing is needed too.
     answer = await edge.call(LOCAL, CHAT, "POST", **headers)
     assert answer.json()["caller"] == "local"
+
+
+async def test_a_session_counts_under_the_name_for_the_port_and_no_other(edge: Edge) -> None:
+    session = edge.sessions.begin("main")
+    for cookie in (f"{COOKIE}={session}", f"a=b; {COOKIE}={session}; c=d"):
+        assert (await edge.call(REMOTE, cookie=cookie)).json()["caller"] == "main"
+        assert await edge.code(REMOTE, cookie=cookie, host="127.0.0.1:8200") == (
+            401,
+            "key_required",
+        )
+    for name in ("supervisor_session", "supervisor_session_8200", "supervisor_key", f"x{COOKIE}"):
+        refused = await edge.code(REMOTE, cookie=f"{name}={session}")
+        assert refused == (401, "key_required")
+    no_port: Any = {"cookie": f"supervisor_session={session}", "host": "desk.local"}
+    assert await edge.code(REMOTE, **no_port) == (200, "")
+    assert await edge.code(REMOTE, authorization=f"Bearer {session}") == (401, "key_required")
+    assert await edge.code(REMOTE, x_api_key=session) == (401, "key_required")
+
+
+async def test_a_key_that_is_shown_decides_over_a_session(edge: Edge) -> None:
+    cookie = f"{COOKIE}={edge.sessions.begin('main')}"
+    answer = await edge.call(REMOTE, cookie=cookie, x_api_key=edge.texts["read"])
+    assert answer.json()["caller"] == "read-key"
+    # And one that is unknown counts as none, here too.
+    answer = await edge.call(REMOTE, cookie=cookie, x_api_key="dummy")
+    assert answer.json()["caller"] == "main"
 
 
 async def test_a_revoked_key_is_no_key_from_that_moment(edge: Edge) -> None:
@@ -199,8 +228,9 @@ async def test_what_is_open_to_this_host_is_a_setting(
         assert answer.status_code == rest
         if rest == 401:
             assert "on this host, too (setting keyless_loopback)" in answer.json()["detail"]
-    for path in ("/", "/health", "/v1/health", "/assets/app.mjs", "/api/session"):
+    for path in ("/", "/health", "/v1/health", "/assets/app.mjs"):
         assert (await edge.call(path=path, keyless=keyless)).status_code == 200
+    assert (await edge.call(path="/api/session", method="POST", keyless=keyless)).status_code == 200
     assert (await edge.call(keyless=keyless, x_api_key=KEY)).status_code == 200
 
 
@@ -249,6 +279,14 @@ async def test_who_may_only_use_the_gateway_may_no_more_there_than_that(edge: Ed
         ("GET", "/assets/app.mjs", None),
         ("GET", "/favicon.ico", None),
         ("POST", "/api/session", None),
+        ("DELETE", "/api/session", None),
+        ("GET", "/api/session", Scope.READ),
+        ("HEAD", "/api/session", Scope.READ),
+        ("GET", "/api/settings", Scope.READ),
+        ("GET", "/api/models", Scope.READ),
+        ("GET", "/api/models/search", Scope.ADMIN),
+        ("HEAD", "/api/models/search", Scope.ADMIN),
+        ("GET", "/api/models/repo", Scope.ADMIN),
         ("GET", "/health", None),
         ("GET", "/v1/health", None),
     ],
@@ -338,9 +376,34 @@ async def test_another_sites_page_does_not_get_the_keyless_access(edge: Edge, or
         assert answer.json()["error"]["code"] == "origin_refused"
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "", "anything"])
+async def test_a_plain_get_of_another_sites_page_is_told_from_ours(edge: Edge, site: str) -> None:
+    """Browsers send no origin with an image, but say from what site it comes."""
+    cookie = f"{COOKIE}={edge.sessions.begin('main')}"
+    for path in ("/api/devices", "/api/models/search", "/v1/models", "/metrics"):
+        given: Any = {"path": path, "sec_fetch_site": site, "origins": (SITE,)}
+        assert (await edge.call(LOCAL, **given)).status_code == 403
+        assert (await edge.call(LOCAL, cookie=cookie, **given)).status_code == 403
+        assert (await edge.call(REMOTE, cookie=cookie, **given)).status_code == 401
+        assert (await edge.call(REMOTE, x_api_key=KEY, **given)).status_code == 200
+    for path in ("/", "/assets/app.mjs", "/health"):  # a link to the page is good
+        assert (await edge.call(REMOTE, path, sec_fetch_site=site)).status_code == 200
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+async def test_our_own_page_and_what_somebody_typed_have_what_they_had(
+    edge: Edge, site: str
+) -> None:
+    cookie = f"{COOKIE}={edge.sessions.begin('main')}"
+    assert await edge.code(LOCAL, sec_fetch_site=site) == (200, "")
+    assert await edge.code(REMOTE, cookie=cookie, sec_fetch_site=site) == (200, "")
+    own: Any = {"method": "POST", "origin": f"http://{HOST}", "sec_fetch_site": site}
+    assert await edge.code(LOCAL, **own) == (200, "")
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://[::1", SITE])
 async def test_a_cookie_counts_only_for_our_own_page(edge: Edge, origin: str) -> None:
-    cookie = f"{COOKIE}={KEY}"
+    cookie = f"{COOKIE}={edge.sessions.begin('main')}"
     own = await edge.code(REMOTE, origin=f"http://{HOST}", cookie=cookie)
     assert own == (200, "")
     for path in ("/api/devices", "/v1/models"):
@@ -434,7 +497,7 @@ async def test_what_is_not_http_passes(edge: Edge) -> None:
     async def nothing(*_: Any) -> Any:
         raise AssertionError
 
-    app: ASGIApp = GatewayCors(RequireKey(inner, edge.keys), (SITE,))
+    app: ASGIApp = GatewayCors(RequireKey(inner, edge.keys, edge.sessions), (SITE,))
     await app({"type": "lifespan"}, nothing, nothing)
     assert seen == ["lifespan"]
 

@@ -85,7 +85,19 @@ async def test_a_device_and_its_link_are_measured_kept_and_told(world: Measuring
     assert (result.devices, result.link) == ((device,), link)
     assert world.store.device_measurements() == [device]
     assert world.store.link_measurements() == [link]
-    assert changes == [Change("measured", result.model_dump(mode="json"))]
+    *of_device, measured = changes
+    assert measured == Change("measured", result.model_dump(mode="json"))
+    assert {change.name for change in of_device} == {"device"}
+    assert [change.body["doing"] for change in of_device] == ["being measured", "", ""]
+    assert [change.body["speed"] is None for change in of_device] == [True, True, False]
+    speed = world.registry.device(PIXEL).speed
+    assert speed is not None
+    assert speed.model_dump(mode="json") == of_device[-1].body["speed"]
+    assert (speed.decode_bytes_per_s, speed.up_bytes_per_s, speed.down_bytes_per_s) == (
+        2e10,
+        1e8,
+        2e8,
+    )
     assert world.registry.device(PIXEL).round_trip_ms == 1.5
     assert world.agent.calls == [ALL_TYPES, "measured", *LINKED]
     assert world.metered == ["127.0.0.1:40001"]

@@ -1,6 +1,7 @@
 """Devices: who may join, what is heard of them, and when they are given up."""
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from supervisor.adapters.agent_client import AgentClient
 from supervisor.adapters.authority import Authority
 from supervisor.adapters.store import Store
 from supervisor.core.entities import AgentId, DeploymentId
-from supervisor.errors import BadToken, DeviceUnknown
+from supervisor.core.measurements import DeviceMeasured, LinkMeasured
+from supervisor.errors import BadRequest, BadToken, DeviceUnknown
 from supervisor.ports import AgentPort
 from supervisor.service.events import Change, EventBus
 from supervisor.service.registry import Registry
@@ -28,6 +30,7 @@ PIXEL = AgentId("id-pixel")
 ENGINE = EngineFacts("/opt", "PATH", rpc_server="/opt/rpc", rpc_protocol="7.0.0", has_rpc=True)
 FACTS = DeviceFacts(PIXEL, "pixel", "android", engine=ENGINE, memory_available_bytes=5)
 HEARTBEAT = Heartbeat(FACTS, RpcServerStatus(WorkerState.STOPPED), rest_port=8102)
+TAKEN_AT = datetime(2026, 10, 1, tzinfo=UTC)
 
 
 @dataclass
@@ -36,6 +39,7 @@ class World:
 
     folder: Path
     now_s: float = 1000.0
+    today: datetime = TAKEN_AT
 
     def __post_init__(self) -> None:
         self.store = Store(self.folder / "s.db")
@@ -52,6 +56,7 @@ class World:
             self._connect,
             self.bus,
             lambda: self.now_s,
+            lambda: self.today,
         )
         made.rpc_protocol = "7.0.0"
         return made
@@ -299,3 +304,208 @@ async def test_a_deployment_takes_devices_and_gives_back_all_of_them(world: Worl
 async def test_waiting_ends_with_the_time_or_with_news(world: World) -> None:
     world.join()
     await world.registry.wait_changed(0.01)
+
+
+# -- what the operator decides ---------------------------------------------------------------------
+
+
+async def test_an_excluded_device_stays_so_over_a_restart_and_a_new_joining(world: World) -> None:
+    world.join()
+    assert not world.registry.device(PIXEL).excluded
+    with world.bus.subscribe() as stream:
+        told = await world.registry.exclude(PIXEL, excluded=True)
+        await world.registry.exclude(PIXEL, excluded=True)
+        world.bus.close()
+        assert [change.body["excluded"] async for change in stream] == [True], "told once"
+    assert told.excluded
+    assert world.registry.has_excluded([AgentId("other"), PIXEL])
+    world.join()
+    assert world.registry.device(PIXEL).excluded
+    world.registry = world.opened()
+    assert world.registry.device(PIXEL).excluded
+    await world.registry.exclude(PIXEL, excluded=False)
+    assert not world.opened().device(PIXEL).excluded
+    assert not world.registry.has_excluded([PIXEL])
+
+
+async def test_a_name_that_was_given_stays_over_a_restart_and_a_new_joining(world: World) -> None:
+    world.join()
+    world.join("id-mac", "mac")
+    events: list[tuple[str, str]] = []
+    world.registry.on_change = lambda name, change, _: events.append((name, change))
+    assert (await world.registry.rename(PIXEL, "kitchen.1")).name == "kitchen.1"
+    assert events == [("kitchen.1", "renamed from pixel")]
+    world.join()
+    assert world.registry.find("kitchen.1").id == PIXEL
+    world.join("id-new", "pixel")
+    assert world.registry.find("pixel").id == "id-new", "the old name is free"
+    again = world.opened()
+    assert {d.id: d.name for d in again.devices()} == {
+        PIXEL: "kitchen.1",
+        "id-mac": "mac",
+        "id-new": "pixel",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "is no name for a device; take 1 to 40 letters, digits, and any of - _ ."),
+        ("x" * 41, "is no name for a device"),
+        ("my phone", "is no name for a device"),
+        ("a/b", "is no name for a device"),
+        ("a,b", "is no name for a device"),
+        ("pixel\n", "is no name for a device"),
+        ("mac", "another device is called 'mac' already"),
+        ("id-mac", "another device is called 'id-mac' already"),
+    ],
+)
+async def test_a_name_that_no_device_can_have_is_refused(
+    world: World, name: str, says: str
+) -> None:
+    world.join()
+    world.join("id-mac", "mac")
+    with pytest.raises(BadRequest, match=says):
+        await world.registry.rename(PIXEL, name)
+    assert world.registry.device(PIXEL).name == "pixel"
+    assert world.store.device_choices() == []
+
+
+async def test_a_renamed_device_is_called_by_its_new_name(world: World) -> None:
+    world.join()
+    await world.registry.heard(PIXEL, HEARTBEAT, "10.0.0.2")
+    world.registry.agent(PIXEL)
+    await world.registry.rename(PIXEL, "kitchen")
+    world.registry.agent(PIXEL)
+    assert [name for name, _, _ in world.connections] == ["pixel", "kitchen"]
+
+
+async def test_what_was_decided_is_forgotten_with_the_device(world: World) -> None:
+    world.join()
+    await world.registry.rename(PIXEL, "kitchen")
+    await world.registry.exclude(PIXEL, excluded=True)
+    await world.registry.remove(PIXEL)
+    world.join()
+    device = world.registry.device(PIXEL)
+    assert (device.name, device.excluded) == ("pixel", False)
+    for refused in (
+        world.registry.exclude(AgentId("nobody"), excluded=True),
+        world.registry.rename(AgentId("nobody"), "x"),
+    ):
+        with pytest.raises(DeviceUnknown):
+            await refused
+
+
+# -- what a device does, and how fast it is --------------------------------------------------------
+
+
+async def test_a_device_says_what_it_does_the_launch_first(world: World) -> None:
+    world.join()
+
+    def doing() -> str:
+        return world.registry.device(PIXEL).doing
+
+    assert doing() == ""
+    with world.bus.subscribe() as stream:
+        with world.registry.doing([PIXEL, AgentId("gone")], "being measured"):
+            world.registry.reserve(PIXEL, DeploymentId("m"))
+            world.registry.note_serving(DeploymentId("other"))
+            world.registry.note_serving(DeploymentId("m"))
+            world.registry.release(DeploymentId("m"))
+            with world.registry.doing([PIXEL], "receiving weights of x"):
+                pass
+        world.bus.close()
+        told = [change.body["doing"] async for change in stream]
+    assert told == [
+        "being measured",
+        "loading m",
+        "serving m",
+        "being measured",
+        "receiving weights of x",
+        "being measured",
+        "",
+    ]
+    world.registry.reserve(PIXEL, DeploymentId("n"))
+    assert doing() == "loading n", "not yet serving, though an earlier one was"
+
+
+async def test_a_device_that_is_removed_while_it_does_something_stays_removed(
+    world: World,
+) -> None:
+    world.join()
+    with world.registry.doing([PIXEL], "being measured"):
+        await world.registry.remove(PIXEL)
+    assert world.registry.devices() == []
+
+
+def measured(world: World, ggml_device: str = "CPU", **more: object) -> DeviceMeasured:
+    return DeviceMeasured.model_validate(
+        {
+            "agent_id": PIXEL,
+            "ggml_device": ggml_device,
+            "taken_at": world.today.isoformat(),
+            "rpc_protocol": "7.0.0",
+            "engine_build": "",
+            "decode_bytes_per_s": {"Q4_K": 2e10, "F16": 3e10},
+            "prefill_flop_per_s": {"Q4_K": 1e12},
+            "op_overhead_s": 0,
+            "hop_overhead_s": 0,
+            **more,
+        }
+    )
+
+
+def link_measured(world: World) -> LinkMeasured:
+    return LinkMeasured(
+        agent_id=PIXEL,
+        taken_at=world.today.isoformat(),
+        rtt_p50_s=2.5e-3,
+        rtt_p90_s=9e-3,
+        up_bytes_per_s=5e7,
+        down_bytes_per_s=6e7,
+    )
+
+
+async def test_the_speed_is_that_of_the_fastest_device_under_steady_load(world: World) -> None:
+    world.join()
+    slow = measured(world, sustained_factor=1.0)
+    fast = measured(world, "GPU0", decode_bytes_per_s={"Q8_0": 8e10}, sustained_factor=0.5)
+    world.registry.took_measurement(PIXEL, [slow, fast], link_measured(world))
+    speed = world.registry.device(PIXEL).speed
+    assert speed is not None
+    assert speed.decode_bytes_per_s == 4e10
+    assert (speed.up_bytes_per_s, speed.down_bytes_per_s) == (5e7, 6e7)
+    assert (speed.round_trip_ms, speed.taken_at, speed.stale) == (2.5, TAKEN_AT.isoformat(), "")
+    world.registry.took_measurement(AgentId("gone"), [slow], link_measured(world))
+
+
+async def test_a_speed_says_why_it_no_longer_counts(world: World) -> None:
+    world.join()
+    await world.registry.heard(PIXEL, HEARTBEAT, "10.0.0.2")
+    world.registry.took_measurement(PIXEL, [measured(world)], link_measured(world))
+
+    def stale() -> str:
+        speed = world.registry.device(PIXEL).speed
+        assert speed is not None
+        return speed.stale
+
+    world.today += timedelta(days=30)
+    assert stale() == ""
+    world.today += timedelta(days=1)
+    assert stale() == "it was measured 31 days ago"
+    other = replace(FACTS, engine=replace(ENGINE, rpc_protocol="7.0.1"))
+    await world.registry.heard(PIXEL, replace(HEARTBEAT, facts=other), "10.0.0.2")
+    assert stale() == "it was measured with RPC 7.0.0, now it is 7.0.1"
+
+
+async def test_the_speed_is_known_again_after_a_restart_if_it_is_whole(world: World) -> None:
+    world.join()
+    assert world.registry.device(PIXEL).speed is None
+    world.store.save_measurement(measured(world))
+    assert world.opened().device(PIXEL).speed is None, "the link was not measured"
+    world.store.save_measurement(link_measured(world))
+    speed = world.opened().device(PIXEL).speed
+    assert speed is not None
+    assert speed.decode_bytes_per_s == 3e10
+    await world.registry.remove(PIXEL)
+    assert world.opened().devices() == []

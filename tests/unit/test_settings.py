@@ -5,9 +5,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_core import PydanticUndefined
 
+from supervisor.api.settings_api import SettingView, settings_view
+from supervisor.cli.options import load_settings
 from supervisor.errors import BadSettings
 from supervisor.settings import Settings, load
 
@@ -129,3 +131,79 @@ def test_every_key_is_explained_in_the_lines_above_it() -> None:
     for line in EXAMPLE.read_text().splitlines():
         assert not (re.match(r"# [a-z_]+ = ", line) and not before), line
         before = line
+
+
+# -- what is told of them --------------------------------------------------------------------------
+
+
+def shown(settings: Settings) -> dict[str, SettingView]:
+    return {setting.name: setting for setting in settings_view(settings).settings}
+
+
+def test_every_setting_is_described() -> None:
+    for name, setting in shown(loaded()).items():
+        assert setting.description, name
+        assert setting.description[-1] != "."
+        assert setting.source == "default"
+
+
+def test_every_setting_is_shown_with_its_default_in_the_order_of_the_example() -> None:
+    found = shown(loaded())
+    assert list(found) == list(example_values())
+    assert all(setting.value == setting.default for setting in found.values())
+    assert (found["port"].value, found["data_folder"].default) == (8100, "/data")
+    assert (found["engine_folder"].value, found["cors_origins"].value) == (None, [])
+
+
+def test_where_a_value_came_from_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "supervisor.toml"
+    settings = load(
+        'port = 8200\nhost = "10.0.0.1"\nstall_s = 120.0',
+        {"SUPERVISOR_PORT": "8300", "SUPERVISOR_JOIN_PORT": "1", "SUPERVISOR_LOG_LEVEL": "debug"},
+        default_folder=FOLDER,
+        path=path,
+        options=("join_port",),
+    )
+    found = shown(settings)
+    told = {n: (s.value, s.default, s.source) for n, s in found.items() if s.source != "default"}
+    assert told == {
+        "host": ("10.0.0.1", "127.0.0.1", "file"),
+        "port": (8300, 8100, "environment"),
+        "join_port": (1, 8101, "option"),
+        "log_level": ("debug", "info", "environment"),
+        "stall_s": (120.0, 120.0, "file"),
+    }
+    assert settings_view(settings).path == str(path)
+
+
+def test_where_a_value_came_from_makes_no_difference() -> None:
+    assert loaded("port = 8100") == loaded(environ={"SUPERVISOR_PORT": "8100"}) == loaded()
+    assert loaded("port = 8101") != loaded()
+
+
+def test_options_of_a_command_are_told_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPERVISOR_PORT", "8300")
+    monkeypatch.setenv("SUPERVISOR_JOIN_PORT", "8301")
+    (tmp_path / "supervisor.toml").write_text("drain_s = 1.0")
+    found = shown(load_settings(None, tmp_path, join_port=0, host=None, local_agent=False))
+    told = {n: (s.value, s.source) for n, s in found.items() if s.source != "default"}
+    assert told == {
+        "data_folder": (str(tmp_path), "option"),
+        "port": (8300, "environment"),
+        "join_port": (0, "option"),
+        "local_agent": (False, "option"),
+        "drain_s": (1.0, "file"),
+    }
+    assert found["data_folder"].default != str(tmp_path)
+    assert settings_view(load_settings(None, tmp_path)).path == str(tmp_path / "supervisor.toml")
+
+
+def test_a_secret_would_be_masked() -> None:
+    class WithSecret(Settings):
+        hub_token: SecretStr = Field(SecretStr("hf_default"), description="a secret")
+
+    settings = WithSecret(data_folder=FOLDER, hub_token=SecretStr("hf_mine"))
+    assert "hf_" not in settings_view(settings).model_dump_json()
+    assert shown(settings)["hub_token"].value == "**********"

@@ -13,6 +13,7 @@ from supervisor.core.entities import (
     Deployment,
     DeploymentId,
     DeploymentSpec,
+    DeviceChoice,
     EngineRecord,
     LaunchId,
     LaunchRecord,
@@ -247,6 +248,22 @@ def test_a_database_of_an_older_version_is_brought_up_and_keeps_what_it_has(
     store.save_measurement(link_measured("1"))
     assert [row[1] for row in store.agents()] == ["m"]
     assert store.link_measurements() == [link_measured("1")]
+    store.close()
+
+
+def test_what_was_decided_about_a_device_is_kept_beside_how_it_joined(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "s.db") as raw:
+        raw.executescript(f"{''.join(MIGRATIONS[:4])} PRAGMA user_version = 4;")
+    raw.close()
+    store = Store(tmp_path / "s.db")
+    assert store.device_choices() == []
+    chosen = DeviceChoice(agent_id=AgentId("1"), name="kitchen", excluded=True)
+    store.save_device_choice(chosen.model_copy(update={"excluded": False}))
+    store.save_device_choice(chosen)
+    store.save_device_choice(DeviceChoice(agent_id=AgentId("2")))
+    store.forget_device_choice(AgentId("2"))
+    store.save_agent(AgentId("1"), "pixel", "AB", "2026-10-01")  # it joined anew
+    assert store.device_choices() == [chosen]
     store.close()
 
 

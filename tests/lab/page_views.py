@@ -1,0 +1,294 @@
+"""Every view of the page in every state that matters, for pictures and accessibility tests."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final, Literal
+
+from playwright.async_api import Browser, ConsoleMessage, Page
+
+from lab.page_home import LARGE, TOO_LARGE
+from lab.page_routes import KEY
+from lab.page_scenes import NAME
+from lab.page_world import FROZEN, PageServer
+
+Theme = Literal["light", "dark"]
+Step = Callable[[Page, PageServer], Awaitable[None]]
+
+THEMES: Final[tuple[Theme, ...]] = ("light", "dark")
+SIZES: Final = {"desktop": (1280, 900), "phone": (390, 844)}
+FIRST_TOKEN: Final = timedelta(seconds=1.38)
+SETTLED_MS: Final = 120
+"""Nothing changed for so long; the page ticks once a second."""
+
+_SETTLED: Final = """ms => new Promise(done => {
+  const end = () => { observer.disconnect(); clearTimeout(last); done(); };
+  let timer = setTimeout(end, ms);
+  const again = () => { clearTimeout(timer); timer = setTimeout(end, ms); };
+  const observer = new MutationObserver(again);
+  const all = { subtree: true, childList: true, attributes: true, characterData: true };
+  observer.observe(document, all);
+  const last = setTimeout(end, 20 * ms);
+})"""
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture: a scene, an address, and what is done there first."""
+
+    name: str
+    scene: str
+    route: str
+    step: Step | None = None
+    whole: bool = False
+    """A picture of all of it says more than one of the screen."""
+    refusals: frozenset[int] = frozenset()
+    """Statuses that are meant to come; the browser reports each as an error."""
+
+
+# -- steps -------------------------------------------------------------------------------------
+
+
+def clicks(*selectors: str) -> Step:
+    """Click one after the other."""
+
+    async def step(page: Page, _: PageServer) -> None:
+        for selector in selectors:
+            await page.locator(selector).first.click()
+            await settled(page)
+
+    return step
+
+
+def picks(model: str) -> Step:
+    """Pick a model of the main host, and wait for its plan or refusal."""
+
+    async def step(page: Page, server: PageServer) -> None:
+        await page.locator(f'[data-action="launch/pick"][data-model="{model}"]').first.click()
+        await settled(page)
+        await _is_planned(page, server)
+
+    return step
+
+
+async def _is_planned(page: Page, _: PageServer) -> None:
+    """The plan is there, or why there is none; the page waits a moment before it asks."""
+    await page.get_by_text("Planning…").first.wait_for(state="detached")
+    await settled(page)
+
+
+async def _searches(page: Page, _: PageServer) -> None:
+    await page.locator('[data-action="launch/picker"][data-picker="hub"]').first.click()
+    await page.locator('[data-input="launch/hub"]').first.fill("Qwen3")
+    await page.wait_for_timeout(700)
+    await settled(page)
+
+
+async def _opens_commands(page: Page, _: PageServer) -> None:
+    commands = page.locator('[data-toggle="deployments/commands"] > summary').first
+    await commands.click()
+    await settled(page)
+    await commands.evaluate("summary => summary.scrollIntoView()")
+
+
+async def _opens_logs(page: Page, _: PageServer) -> None:
+    logs = page.locator('[data-toggle="deployments/logs"] > summary').first
+    await logs.click()
+    await page.locator(".log > p").first.wait_for()
+    await settled(page)
+    await logs.evaluate("summary => summary.scrollIntoView()")
+
+
+async def _chats(page: Page, server: PageServer) -> None:
+    server.world.answer_pace_s = 0.0
+    server.world.first_token.clear()
+    await page.locator("main textarea").first.fill("What is a tensor split?")
+    async with page.expect_request("**/v1/chat/completions"):
+        await page.locator('[data-submit="chat/send"] .primary').click()
+    await page.clock.set_fixed_time(FROZEN + FIRST_TOKEN)
+    server.world.first_token.set()
+    await page.get_by_text("to repeat it by hand").first.wait_for()
+    await settled(page)
+    await page.clock.set_fixed_time(FROZEN)
+
+
+async def _joins(page: Page, server: PageServer) -> None:
+    """A device arrives while the dialog with the join line is open."""
+    newcomer = server.world.device("tablet")
+    assert newcomer is not None
+    server.world.remove_device("tablet")
+    await clicks('[data-action="devices/add"]')(page, server)
+    await page.locator("dialog img, dialog svg").first.wait_for()
+    server.world.add_device({**newcomer, "silent_s": 0.0})
+    await settled(page)
+
+
+async def _makes_a_key(page: Page, server: PageServer) -> None:
+    await clicks('[data-action="settings/dialog"][data-dialog="new"]')(page, server)
+    await page.locator("#key-name").fill("kitchen-tablet")
+    await page.keyboard.press("Enter")
+    await page.locator("#key-text").wait_for()
+    await settled(page)
+
+
+async def _signs_in_wrongly(page: Page, _: PageServer) -> None:
+    await page.locator("#key").fill(f"not {KEY}")
+    await page.keyboard.press("Enter")
+    await page.locator("[role=alert]").first.wait_for()
+    await settled(page)
+
+
+async def _loses_it(page: Page, server: PageServer) -> None:
+    """The supervisor goes away; it comes back when another view is shown."""
+    await page.route("**/api/**", lambda route: route.abort())
+    server.world.close()
+    await page.locator(".banner").first.wait_for()
+    await settled(page)
+
+
+# -- the list ----------------------------------------------------------------------------------
+
+ONE: Final = f"#/deployments/{NAME}"
+LIST: Final = "#/deployments"
+REFUSED: Final = frozenset({401})
+
+VIEWS: Final = (
+    View("devices-empty", "empty", "#/devices"),
+    View("devices", "devices", "#/devices", whole=True),
+    View("devices-states", "device-states", "#/devices", whole=True),
+    View("devices-busy", "ready", "#/devices"),
+    View("devices-loading", "loading", "#/devices"),
+    View("devices-many", "many", "#/devices"),
+    View("devices-details", "device-states", "#/devices",
+         clicks('[data-toggle="devices/open"][data-id="a-old-phone"] > summary')),
+    View("devices-remove", "devices", "#/devices",
+         clicks('[data-toggle="devices/open"][data-id="a-pixel-8"] > summary',
+                '[data-action="devices/remove"]')),
+    View("devices-joined", "device-states", "#/devices", _joins),
+    View("devices-add", "devices", "#/devices", clicks('[data-action="devices/add"]')),
+    View("devices-disconnected", "ready", "#/devices", _loses_it),
+    View("launch-empty", "empty", "#/launch"),
+    View("launch", "devices", "#/launch"),
+    View("launch-plan", "devices", "#/launch", picks(LARGE.path), whole=True),
+    View("launch-no-fit", "no-fit", "#/launch", picks(TOO_LARGE.path), whole=True,
+         refusals=frozenset({409})),
+    View("launch-edit", "ready", f"#/launch/{NAME}", _is_planned),
+    View("launch-hub", "devices", "#/launch", _searches),
+    View("launch-hub-unreachable", "unreachable-hub", "#/launch", _searches,
+         refusals=frozenset({409})),
+    View("deployments-empty", "devices", LIST),
+    View("deployments", "ready", LIST),
+    View("deployments-many", "many", LIST),
+    View("deployment-loading", "loading", ONE, whole=True),
+    View("deployment-waiting", "waiting", ONE),
+    View("deployment-ready", "ready", ONE, whole=True),
+    View("deployment-idle", "idle", ONE),
+    View("deployment-slow", "slow", ONE),
+    View("deployment-degraded", "degraded", ONE),
+    View("deployment-backoff", "backoff", ONE, whole=True),
+    View("deployment-failed", "failed", ONE, whole=True),
+    View("deployment-stopped", "stopped", ONE),
+    View("deployment-stopping", "stopping", ONE),
+    View("deployment-commands", "ready", ONE, _opens_commands),
+    View("deployment-remove", "stopped", ONE, clicks('[data-action="deployments/ask-remove"]')),
+    View("deployment-logs", "logs", ONE, _opens_logs),
+    View("deployment-unknown", "ready", "#/deployments/nobody"),
+    View("records-empty", "devices", "#/records"),
+    View("records", "ready", "#/records"),
+    View("record", "ready", "#/records/41", whole=True),
+    View("record-failed", "ready", "#/records/38", whole=True),
+    View("records-compared", "ready", "#/records/40/38", whole=True),
+    View("chat-empty", "devices", "#/chat"),
+    View("chat", "ready", "#/chat"),
+    View("chat-answer", "ready", "#/chat", _chats),
+    View("chat-waiting", "loading", "#/chat"),
+    View("settings", "ready", "#/settings", whole=True),
+    View("settings-key", "ready", "#/settings", _makes_a_key),
+    View("sign-in", "signed-out", "#/devices", refusals=REFUSED),
+    View("sign-in-wrong", "signed-out", "#/devices", _signs_in_wrongly, refusals=REFUSED),
+)  # fmt: skip
+
+
+# -- visiting ----------------------------------------------------------------------------------
+
+
+async def settled(page: Page) -> None:
+    """Wait until nothing changes any more."""
+    await page.evaluate(_SETTLED, SETTLED_MS)
+
+
+@dataclass
+class Visitor:
+    """One page of one theme and size, that goes from view to view."""
+
+    page: Page
+    server: PageServer
+    errors: list[str] = field(default_factory=list)
+    strangers: list[str] = field(default_factory=list)
+    """Requests to other origins."""
+    _refusals: frozenset[int] = frozenset()
+
+    async def visit(self, view: View) -> None:
+        """Show a view as a new page does, and do its step. Forgets the errors of the last one."""
+        self.errors.clear()
+        self.strangers.clear()
+        self._refusals = view.refusals
+        await self.page.goto("about:blank")
+        await self.page.unroute_all()
+        self.server.world.show(view.scene)
+        await self.page.goto(f"{self.server.url}/{view.route}")
+        await self.page.locator("main h2").first.wait_for()
+        await settled(self.page)
+        if view.step is not None:
+            await view.step(self.page, self.server)
+
+    async def overflow_px(self) -> int:
+        """How much wider than the screen the page is."""
+        found: int = await self.page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        return found
+
+    def listen(self) -> None:
+        """Note what must not happen."""
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._on_console)
+        self.page.on("request", lambda request: self._on_request(request.url))
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        text = message.text
+        is_meant = text.startswith("Failed to load resource") and (
+            any(f"status of {status}" in text for status in self._refusals) or "ERR_FAILED" in text
+        )
+        if message.type in ("error", "warning") and not is_meant:
+            self.errors.append(f"{message.type}: {text}")
+
+    def _on_request(self, url: str) -> None:
+        if not url.startswith((self.server.url, "data:", "blob:", "about:")):
+            self.strangers.append(url)
+
+
+@asynccontextmanager
+async def visiting(
+    browser: Browser, server: PageServer, theme: Theme, size: tuple[int, int]
+) -> AsyncIterator[Visitor]:
+    """A page whose clock stands still at the time of the frozen scenes."""
+    width, height = size
+    context = await browser.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme=theme,
+        reduced_motion="reduce",
+        locale="en-GB",
+        timezone_id="UTC",
+        has_touch=width < 600,
+    )
+    page = await context.new_page()
+    page.set_default_timeout(8000)
+    await page.clock.set_fixed_time(FROZEN)
+    visitor = Visitor(page, server)
+    visitor.listen()
+    try:
+        yield visitor
+    finally:
+        await context.close()

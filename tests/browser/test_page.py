@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -302,11 +303,19 @@ async def test_logs_of_every_process_come_live_and_can_be_filtered(
     watched = await open_page(browser, f"{pair.url}/#/deployments/{NAME}")
     page = watched.page
     await card(page).get_by_role("heading", name="Logs").click()
-    log = page.get_by_role("region", name=re.compile("log", re.IGNORECASE)).last
-    await expect(log).to_contain_text(re.compile(r"\S"), timeout=SOON_MS)
-    await page.get_by_role("searchbox", name=SEARCH).fill("listening on")
-    await expect(log).to_contain_text("listening on", timeout=SOON_MS)
-    await expect(log).not_to_contain_text("loaded")
+    log = page.get_by_role("region", name="Lines of the logs")
+    await expect(log).to_contain_text("update_slots", timeout=SOON_MS)
+    await page.get_by_role("button", name="llama-server", exact=True).click()
+    for worker in ("one", "two"):
+        await expect(log).to_contain_text(worker, timeout=SOON_MS)
+    await expect(log).not_to_contain_text("llama-server")
+    await page.get_by_role("button", name="llama-server", exact=True).click()
+    await page.get_by_role("searchbox", name="Only lines").fill("listening on http")
+    await expect(log).to_contain_text("listening on http", timeout=SOON_MS)
+    await expect(log.locator("p")).to_have_count(1)
+    await pair.complete(tokens=4)
+    await page.get_by_role("searchbox", name="Only lines").fill("print_timing")
+    await expect(log).to_contain_text("eval time", timeout=SOON_MS)
     await is_clean(watched, pair.url)
 
 
@@ -410,7 +419,9 @@ async def test_from_elsewhere_one_signs_in_with_a_key(cluster: Cluster, browser:
 async def test_a_lost_supervisor_is_said_and_found_again(
     cluster: Cluster, browser: Browser
 ) -> None:
-    first = await cluster.supervisor()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        join_port = probe.getsockname()[1]  # its agents look for it there
+    first = await cluster.supervisor(join_port=join_port)
     port = int(cluster.url.rpartition(":")[2])
     await cluster.agent("one")
     watched = await open_page(browser, cluster.url)
@@ -419,7 +430,7 @@ async def test_a_lost_supervisor_is_said_and_found_again(
     first.stop()
     await expect(page.get_by_text("Disconnected, last update")).to_be_visible(timeout=SOON_MS)
     await expect(page.get_by_role("article", name="one")).to_be_visible()
-    await cluster.supervisor(port=port)
+    await cluster.supervisor(port=port, join_port=join_port)
     await expect(page.get_by_text("Disconnected, last update")).to_have_count(0, timeout=SOON_MS)
     await expect(page.get_by_role("article", name="one")).to_contain_text("ready", timeout=SOON_MS)
 

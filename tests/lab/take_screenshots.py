@@ -23,8 +23,8 @@ from lab.page_views import SIZES, THEMES, VIEWS, Theme, View, Visitor, settled, 
 from lab.page_world import FROZEN, World, serving
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "screenshots"
-QUALITY: Final = 70
-MOST_PX: Final = 3200
+QUALITY: Final = 55
+MOST_PX: Final = 2200
 """Height of a picture of a whole page, so that it stays small."""
 
 _CONVERT: Final = """async ([png, quality]) => {

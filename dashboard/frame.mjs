@@ -32,7 +32,7 @@ export function frameView(state, now_ms, views) {
         !isSignedOut && host && h("p", { class: "host" }, h("span", { class: "hidden-text" }, "Main host "), host.main_host),
         badge(connection, connection.replace("_", " "))),
       !isSignedOut && navigation(state, views)),
-    h("div", { class: "banners" }, banner(state, now_ms)),
+    h("section", { class: "banners", "aria-label": "Notices" }, banner(state, now_ms)),
     h("p", { class: "hidden-text", role: "status" }, state.announcement),
     h("main", { key: isSignedOut ? "sign-in" : view.name, class: connection === "disconnected" && "stale" },
       isSignedOut ? signIn(state) : view.render(state, now_ms)));

@@ -7,7 +7,7 @@ import { h, memo } from "../dom.mjs";
 import { age, bytes, plural, secondsSince } from "../format.mjs";
 import { errorText } from "../parts.mjs";
 import { ask } from "../state.mjs";
-import { isOnHub } from "./spec.mjs";
+import { isOnHub, modelsHere } from "./spec.mjs";
 
 const SHOWN = 200; // models
 const FEW = 5; // models, which need no filter
@@ -60,14 +60,14 @@ const option = (action, data, title, figure, note) => h("li", { key: Object.valu
 
 /** @param {State} state @param {Own} own */
 function hereView(state, { filter }) {
-  const { models } = state;
+  const models = modelsHere(state.models, state.deployments);
   const sought = filter.toLowerCase().split(/\s+/);
   const found = models.filter(({ path }) => sought.every((word) => path.toLowerCase().includes(word))).slice(0, SHOWN);
   const none = models.length ? "None is called so."
     : "No GGUF file was found in the model folders. Search the hub for one, or give a path.";
   return [
     models.length > FEW && searchField("launch-filter", "Filter", "launch/filter", filter, `Filter ${plural(models.length, "model")}`),
-    found.length ? memo("models", [models, filter], () => h("ul", { class: "launch-options" }, found.map(({ path, name, size_bytes }) =>
+    found.length ? memo("models", [models.length, state.models, filter], () => h("ul", { class: "launch-options" }, found.map(({ path, name, size_bytes }) =>
       option("launch/pick", { "data-model": path }, name, bytes(size_bytes), path.slice(0, path.lastIndexOf("/"))))))
       : h("p", { class: "hint" }, none),
     errorText(state, "models"),

@@ -1,6 +1,6 @@
 // @ts-check
 // From the form to a spec and back, and what else can be said of a spec. Pure.
-/** @import { Deployment, Spec } from "../types.mjs" */
+/** @import { Deployment, Model, Spec } from "../types.mjs" */
 
 import { duration, parseSplit } from "../format.mjs";
 
@@ -66,6 +66,16 @@ export function specOf(form, base = null) {
 
 /** @param {string} typed */
 const listOf = (typed) => typed.split(",").map((part) => part.trim()).filter(Boolean);
+
+/**
+ * Models to choose from: those of the model folders, and those that deployments use from elsewhere.
+ * @param {Model[]} models @param {Record<string, Deployment>} deployments
+ */
+export function modelsHere(models, deployments) {
+  const used = Object.values(deployments).flatMap(({ plan }) => (plan && !isOnHub(plan.model.path) ? [plan.model] : []));
+  const all = [...models, ...used.map(({ path, name, size_bytes }) => ({ path, name, size_bytes }))];
+  return all.filter(({ path }, index) => all.findIndex((each) => each.path === path) === index);
+}
 
 /** Steps of the slider: two to each doubling, the largest last. @param {number | null | undefined} trained tokens */
 export function contextSteps(trained) {

@@ -51,7 +51,12 @@ function whoCard(state) {
 /** @param {State} state */
 const addressCard = (state) => card("Addresses", state.host && [
   copyable(state, "address-page", "This dashboard", state.host.url),
-  copyable(state, "address-api", "For OpenAI’s clients", `${state.host.url}/v1`)]);
+  copyable(state, "address-api", "For OpenAI’s clients", `${state.host.url}/v1`),
+  isOfThisHostOnly(state.host.url) && h("p", { class: "hint" }, "Only this machine reaches them. For your phone and others, start the supervisor with ",
+    h("code", null, "--host"), " and an address of this machine; they sign in with a key.")]);
+
+/** @param {string} url */
+const isOfThisHostOnly = (url) => /^https?:\/\/(127\.|localhost\b|\[::1\])/.test(url);
 
 /** @param {State} state */
 const hostCard = ({ host }) => card("Main host", host && [

@@ -17,7 +17,7 @@ from supervisor.api.events_api import create_events_router
 from supervisor.api.gateway_api import GatewayApp, GatewayFork
 from supervisor.api.hub_api import create_hub_router
 from supervisor.api.keys_api import create_keys_router
-from supervisor.api.logs_api import Logs, create_logs_router
+from supervisor.api.logs_api import create_logs_router
 from supervisor.api.measure_api import create_measure_router
 from supervisor.api.metrics_api import create_metrics_router
 from supervisor.api.push_api import create_push_router
@@ -25,6 +25,7 @@ from supervisor.api.report_api import create_report_router
 from supervisor.api.requests_api import create_requests_router
 from supervisor.api.session_api import create_session_router
 from supervisor.api.settings_api import create_settings_router
+from supervisor.service.log_following import Logs
 
 _HEADERS = (
     (

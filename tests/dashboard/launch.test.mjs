@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { BLANK, changesOf, contextSteps, fetchCommand, formOf, isLive, isOnHub, nameOf, nearestStep, specOf } from "../../dashboard/launch/spec.mjs";
+import { modelsHere, BLANK, changesOf, contextSteps, fetchCommand, formOf, isLive, isOnHub, nameOf, nearestStep, specOf } from "../../dashboard/launch/spec.mjs";
 import { initial, isWanted, reduce, standing } from "../../dashboard/launch/state.mjs";
 import { launchView } from "../../dashboard/launch/view.mjs";
 
@@ -292,4 +292,11 @@ test("a search that is begun elsewhere fills the field; other panes leave it as 
   assert.deepEqual([begun.picker, begun.hub.text, begun.picker_no], ["hub", "gemma", planned.picker_no + 1]);
   const back = after(begun, [["launch/picker", { picker: "here" }], ["launch/picker", { picker: "hub" }]]);
   assert.equal(back.hub, begun.hub);
+});
+
+test("models that deployments use from elsewhere are there to choose, each once", () => {
+  const here = [{ path: "/m/a.gguf", name: "a", size_bytes: 1 }];
+  const used = (/** @type {string} */ path) => /** @type {any} */ ({ plan: { model: { path, name: "b", size_bytes: 2, architecture: "x" } } });
+  const all = modelsHere(here, { x: used("/n/b.gguf"), y: used("/m/a.gguf"), z: used("owner/repo:Q4_K_M"), v: /** @type {any} */ ({ plan: null }) });
+  assert.deepEqual(all, [...here, { path: "/n/b.gguf", name: "b", size_bytes: 2 }]);
 });

@@ -253,7 +253,7 @@ def test_one_connection_serves_many_requests(serving: Serving) -> None:
 
 LONG: Final = text(max_tokens=LONGEST_TOKENS)
 LONG_CHAT: Final = chat(max_tokens=LONGEST_TOKENS)
-SOON_S: Final = 0.6
+SOON_S: Final = 1.5
 TAKEN: Final = 200
 """Pieces of a stream, for as long."""
 _CURL_TIMED_OUT: Final = 28

@@ -46,16 +46,11 @@ KNOWN_FLAGS: Final = frozenset(each[0] for flag in FLAGS for each in flag.spelli
 KEY_FILE: Final = "/home/ada/.local/share/supervisor/engine.key"
 
 
-def dumped(entity: BaseModel, **later: Any) -> dict[str, Any]:
-    """JSON of an entity, as the server sends it.
-
-    ``later`` are fields of the contract that the entity may not have yet: those that it has are
-    checked by it, the others are merged as they stand. This is the only place that does so.
-    """
+def dumped(entity: BaseModel, **more: Any) -> dict[str, Any]:
+    """JSON of an entity, as the server sends it; ``more`` are fields of it, as JSON."""
     kind, body = type(entity), entity.model_dump(mode="json")
-    known = {name: value for name, value in later.items() if name in kind.model_fields}
-    checked: dict[str, Any] = kind.model_validate({**body, **known}).model_dump(mode="json")
-    return {**checked, **{name: later[name] for name in later if name not in known}}
+    checked: dict[str, Any] = kind.model_validate({**body, **more}).model_dump(mode="json")
+    return checked
 
 
 # -- models ------------------------------------------------------------------------------------
@@ -268,7 +263,7 @@ def device(kind: Kind, *, held_bytes: int = 0, **changes: Any) -> Device:
 
 
 def speed_of(kind: Kind, now: datetime, *, stale: str = "") -> dict[str, Any]:
-    """``speed`` of the contract: a summary of what was measured."""
+    """``speed`` of a device: a summary of what was measured."""
     return {
         "decode_bytes_per_s": kind.decode_gb_per_s * 1e9,
         "up_bytes_per_s": kind.up_mb_per_s * 1e6,
@@ -290,7 +285,7 @@ def device_json(
     stale: str = "",
     **changes: Any,
 ) -> dict[str, Any]:
-    """A device with everything that the contract adds."""
+    """A device as JSON, with what the operator decided, what it does, and how fast it is."""
     return dumped(
         device(kind, held_bytes=held_bytes, **changes),
         excluded=excluded,

@@ -1,7 +1,7 @@
 """Named states of the invented home: everything that the page may have to show."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -234,11 +234,7 @@ def _named(kind: Kind, name: str, host: int) -> Kind:
 
 
 def _with_engine(body: Json, found: Any) -> Json:
-    return {**body, "facts": {**body["facts"], "engine": {**engine_json(found)}}}
-
-
-def engine_json(found: Any) -> Json:
-    return {name: getattr(found, name) for name in found.__dataclass_fields__}
+    return {**body, "facts": {**body["facts"], "engine": asdict(found)}}
 
 
 def loading(now: datetime) -> Scene:

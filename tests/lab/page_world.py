@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -63,6 +63,7 @@ class World:
         """A world that begins with the scene of that name."""
         world = cls(SCENES[name](clock()), clock)
         world.first_token.set()
+        world.check()
         return world
 
     def show(self, name: str) -> Scene:
@@ -71,6 +72,7 @@ class World:
         self.asked.clear()
         self.keys = None
         self.first_token.set()
+        self.check()
         self.send("snapshot", self.snapshot())
         return self.scene
 
@@ -81,24 +83,28 @@ class World:
     # -- what is there -----------------------------------------------------------------------
 
     def snapshot(self) -> Json:
-        """As ``GET /api/status``; the frame is the real one, so that it cannot drift."""
+        """As ``GET /api/status``."""
         scene = self.scene
-        lists: Json = {
+        return {
+            "version": __version__,
+            "main_host": MAIN_HOST,
+            "url": "http://192.168.1.10:8100",
+            "time": self.stamp(),
+            "engine": asdict(engine()),
+            "problem": scene.problem,
             "devices": scene.devices,
             "deployments": scene.deployments,
             "traffic": scene.traffic,
             "requests": [each.model_dump(mode="json") for each in scene.requests[:50]],
         }
-        frame: Json = {
-            "version": __version__,
-            "main_host": MAIN_HOST,
-            "url": "http://192.168.1.10:8100",
-            "time": self.stamp(),
-            "engine": engine(),
-            "problem": scene.problem,
-            **{name: [] for name in lists if name in Snapshot.model_fields},
-        }
-        return {**Snapshot.model_validate(frame).model_dump(mode="json"), **lists}
+
+    def check(self) -> None:
+        """What is sent is what the real server could send.
+
+        Raises:
+            ValidationError: A shape has changed, or a scene is wrong.
+        """
+        Snapshot.model_validate(self.snapshot())
 
     def device(self, name: str) -> Json | None:
         """By its name or its id."""

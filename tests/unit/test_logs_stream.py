@@ -1,7 +1,6 @@
 """Following logs: whole lines, each once, launch after launch, and who is silent."""
 
 import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.logfile import read_from
-from supervisor.api.logs_api import END_BYTES, LINE_BYTES, LogFollower, Logs, WholeLines
 from supervisor.core.entities import (
     AgentId,
     Deployment,
@@ -34,6 +32,13 @@ from supervisor.errors import (
 )
 from supervisor.ports import AgentPort
 from supervisor.service.events import EventBus
+from supervisor.service.log_following import (
+    END_BYTES,
+    LINE_BYTES,
+    LogFollower,
+    Logs,
+    WholeLines,
+)
 
 NAME = DeploymentId("gem")
 SERVER = "llama-server"
@@ -153,9 +158,8 @@ class Listener:
         self.taking = asyncio.create_task(self._take())
 
     async def _take(self) -> None:
-        async for event in self.follower.events():
-            assert event.raw_data is not None
-            self.events.append((event.event or "", json.loads(event.raw_data)))
+        async for said in self.follower.events():
+            self.events.append(said)
 
     def text(self, process: str) -> str:
         return "".join(
@@ -325,9 +329,8 @@ async def test_who_reads_slowly_stops_his_own_reading_and_misses_nothing(world: 
     events = follower.events()
 
     async def taken() -> str:
-        event = await anext(events)
-        assert event.raw_data is not None
-        return str(json.loads(event.raw_data)["text"])
+        _, body = await anext(events)
+        return str(body["text"])
 
     said = await taken()
     lines = "".join(f"{number:063}\n" for number in range(50_000))

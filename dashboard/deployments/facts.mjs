@@ -1,6 +1,6 @@
 // @ts-check
 // What there is to say about a deployment: its story when it breaks, its phases, its loads, its time. Pure.
-/** @import { Deployment, Device, Plan, RequestRecord, State, TokenTime } from "../types.mjs" */
+/** @import { Deployment, Device, Plan, RequestRecord, State, TokenTime, Traffic } from "../types.mjs" */
 
 import { age, bytes, duration, plural, secondsSince } from "../format.mjs";
 import { colour, places } from "../plan_view.mjs";
@@ -232,3 +232,18 @@ export function medianFirstToken(requests) {
 export const curlLine = (url, model) => `curl ${url}/v1/chat/completions \\
   -H 'Content-Type: application/json' -H "Authorization: Bearer $KEY" \\
   -d '${JSON.stringify({ model, messages: [{ role: "user", content: "Hello" }] })}'`;
+
+/** Milliseconds of one token, in all places together. @param {TokenTime} time */
+export const wholeTime = ({ host_ms, workers }) => workers.reduce((sum, { compute_ms, wire_ms }) => sum + compute_ms + wire_ms, host_ms);
+
+/**
+ * How fast tokens come; llama-server itself tells only of answers that have ended.
+ * @param {Deployment} deployment @param {Traffic | undefined} traffic @returns {{value: number | null, when: string}}
+ */
+export function speedNow({ tokens_per_second, token_time }, traffic) {
+  const isBusy = (traffic?.active ?? 0) > 0;
+  const whole_ms = isBusy && token_time ? wholeTime(token_time) : 0;
+  if (whole_ms > 0) return { value: 1000 / whole_ms, when: "now" };
+  if (tokens_per_second !== null) return { value: tokens_per_second, when: "in the last answer" };
+  return { value: null, when: isBusy ? "not known yet" : "no answer yet" };
+}

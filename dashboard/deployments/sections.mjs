@@ -6,7 +6,7 @@ import { h, memo } from "../dom.mjs";
 import { age, duration, linkWords, milliseconds, percent, speed } from "../format.mjs";
 import { address } from "../routes.mjs";
 import { line, ring, roundUp, stackedArea, stackedBar } from "./charts.mjs";
-import { hueOf, loadRows, loadTotal, loadWords, medianFirstToken, phases, sentence, timeRows, waitWords } from "./facts.mjs";
+import { hueOf, loadRows, loadTotal, loadWords, medianFirstToken, phases, sentence, speedNow, timeRows, waitWords, wholeTime } from "./facts.mjs";
 
 const EVIDENCE_SHOWN = 3;
 const SPEEDS_SHOWN = 60;
@@ -68,18 +68,18 @@ export function loadsView(deployment) {
  * @param {Traffic | undefined} traffic
  */
 export function runningView(deployment, readings, requests, traffic) {
-  const { tokens_per_second, generated_tokens, plan, token_time } = deployment;
+  const { generated_tokens, plan, token_time } = deployment;
   const first_s = medianFirstToken(requests.slice(0, 20));
   const speeds = requests.flatMap(({ tokens_per_s }) => tokens_per_s ?? []).slice(0, SPEEDS_SHOWN).reverse();
-  const isIdle = tokens_per_second === null;
+  const pace = speedNow(deployment, traffic);
   const expected = plan?.prediction?.decode_tokens_per_s;
   const figure = (/** @type {string} */ name, /** @type {any} */ value, /** @type {any} */ note) =>
     h("div", { key: name }, h("dt", null, name), h("dd", null, h("strong", null, value), note && h("small", null, note)));
   return [
     h("section", { key: "running", class: "card", "aria-label": "How it runs" },
       h("dl", { class: "tiles" },
-        figure("Tokens per second", isIdle ? "–" : tokens_per_second.toFixed(1),
-          [isIdle && "idle", expected && `${expected.toFixed(1)} planned`].filter(Boolean).join("; ")),
+        figure("Tokens per second", pace.value === null ? "–" : pace.value.toFixed(1),
+          [pace.when, expected && `${expected.toFixed(1)} planned`].filter(Boolean).join("; ")),
         figure("Time to first token", first_s === null ? "–" : duration(first_s), first_s !== null && "median of recent requests"),
         traffic && figure("Requests", `${traffic.active} of ${traffic.slots}`,
           traffic.waiting > 0 ? `slots busy, ${traffic.waiting} waiting` : "slots busy"),
@@ -102,9 +102,6 @@ function speedsView(speeds) {
 /** @param {string} most @param {any} chart @param {string} words */
 const plot = (most, chart, words) => h("div", { class: "plot" },
   h("p", { class: "axis" }, h("span", null, most), h("span", null, "0")), chart, h("p", { class: "hint" }, words));
-
-/** @param {TokenTime} time */
-const wholeTime = ({ host_ms, workers }) => workers.reduce((sum, { compute_ms, wire_ms }) => sum + compute_ms + wire_ms, host_ms);
 
 /** @param {Deployment} deployment @param {TokenTime} token_time @param {TokenTime[]} readings */
 function timeView({ plan }, token_time, readings) {

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import {
-  curlLine, devicesOf, hueOf, loadRows, loadTotal, loadWords, medianFirstToken, phases, reasonLine, sentence, shownId, stateWords, story,
+  curlLine, devicesOf, hueOf, loadRows, loadTotal, loadWords, medianFirstToken, phases, reasonLine, sentence, shownId, speedNow, stateWords, story,
   timeRows,
 } from "../../dashboard/deployments/facts.mjs";
 import { deployments } from "../../dashboard/deployments/index.mjs";
@@ -350,4 +350,14 @@ test("the colour of a process is that of its device in the plan", () => {
 test("the log of a deployment that is gone is not followed any more", () => {
   const open = after(world([deployment()]), ["deployments/log-open", { open: true }]);
   assert.equal(logOf(after(open, ["deployment_removed", { id: "qwen" }])), null);
+});
+
+test("the speed is that of now while tokens come, else that of the last answer", () => {
+  const token_time = { at: NOW, tokens: 90, host_ms: 5, workers: [{ device: "phone", compute_ms: 12, wire_ms: 3 }] };
+  const at = (/** @type {any} */ deployment, active = 0) => speedNow({ tokens_per_second: null, token_time: null, ...deployment }, /** @type {any} */ ({ active }));
+  assert.deepEqual(at({ token_time, tokens_per_second: 7 }, 1), { value: 50, when: "now" });
+  assert.deepEqual(at({ token_time, tokens_per_second: 7 }), { value: 7, when: "in the last answer" });
+  assert.deepEqual(at({ tokens_per_second: 7 }, 1), { value: 7, when: "in the last answer" });
+  assert.deepEqual(at({}, 1), { value: null, when: "not known yet" });
+  assert.deepEqual(at({}), { value: null, when: "no answer yet" });
 });

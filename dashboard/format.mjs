@@ -104,3 +104,11 @@ export function parseSplit(text) {
   const parts = text.split(/[\s,;]+/).filter(Boolean);
   return parts.every((part) => /^\d+$/.test(part)) ? parts.map(Number) : null;
 }
+
+/** A text of the main host as a sentence; names keep their first letter. @param {string} text @param {string} [name] */
+export function sentence(text, name) {
+  const first = text.split(/[\s,;:]/)[0];
+  const isWord = /^[a-z]+$/.test(first) && first !== name && !(name && text.startsWith(name));
+  const begun = isWord ? text[0].toUpperCase() + text.slice(1) : text;
+  return begun && begun.replace(/[^.!?:…”]$/, "$&.");
+}

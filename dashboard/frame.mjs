@@ -3,8 +3,8 @@
 /** @import { Deployment, Page, State, View } from "./types.mjs" */
 
 import { h } from "./dom.mjs";
-import { age, deploymentName, percent } from "./format.mjs";
-import { badge, errorText, icon, tabAfter, tone } from "./parts.mjs";
+import { age, deploymentName, percent, sentence } from "./format.mjs";
+import { badge, icon, tabAfter, tone } from "./parts.mjs";
 import { address } from "./routes.mjs";
 import { ask } from "./state.mjs";
 
@@ -85,7 +85,7 @@ function banner({ connection, host, updated_ms }, now_ms) {
 
 /** @param {State} state */
 function signIn(state) {
-  const { busy } = ask(state, "sign-in");
+  const { busy, error } = ask(state, "sign-in");
   return h("section", { class: "card sign-in", "aria-labelledby": "sign-in-title" },
     h("h2", { id: "sign-in-title", tabindex: -1 }, "Sign in"),
     h("form", { "data-submit": "sign-in" },
@@ -95,7 +95,7 @@ function signIn(state) {
       h("input", { class: "hidden-text", name: "username", value: "supervisor", autocomplete: "username", readonly: true, tabindex: -1, "aria-hidden": "true" }),
       h("label", { for: "key" }, "Key"),
       h("input", { id: "key", name: "key", type: "password", autocomplete: "current-password", required: true, "data-autofocus": true }),
-      errorText(state, "sign-in"),
+      error && h("p", { class: "error", role: "alert" }, sentence(error)),
       h("button", { class: "primary", disabled: busy }, busy ? "Signing in…" : "Sign in")));
 }
 

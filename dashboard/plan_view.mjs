@@ -7,6 +7,7 @@ import { h } from "./dom.mjs";
 import { bytes, duration, speed } from "./format.mjs";
 import { factList } from "./parts.mjs";
 
+const LEAST_LABELLED = 0.05; // of the strip; a number has no room in less
 const COLOURS = 6;
 const SHOWN = 4; // sentences
 const WORTH_SAYING = 16 * 1024 ** 2; // bytes; less of something passing needs no words
@@ -117,8 +118,8 @@ function figures({ prediction, ctx_tokens, slots, kv_type, ubatch }, isCompact) 
 }
 
 /** All layers as one strip; the text is in the list below. @param {Place[]} held */
-const strip = (held) => h("div", { class: "bar layers", "aria-hidden": "true" }, held.map(({ key, layers }, index) =>
-  h("span", { key, class: colour(index), vars: { "--part": Math.max(layers, 0.5) } }, layers || "")));
+const strip = (held, total = held.reduce((sum, { layers }) => sum + layers, 0)) => h("div", { class: "bar layers", "aria-hidden": "true" }, held.map(({ key, layers }, index) =>
+  h("span", { key, class: colour(index), vars: { "--part": Math.max(layers, 0.5) } }, layers > total * LEAST_LABELLED && layers)));
 
 /** @param {number} index */
 export const colour = (index) => `c${index % COLOURS}`;

@@ -2,7 +2,7 @@
 // What there is to say about a deployment: its story when it breaks, its phases, its loads, its time. Pure.
 /** @import { Deployment, Device, Plan, RequestRecord, State, TokenTime, Traffic } from "../types.mjs" */
 
-import { age, bytes, duration, plural, secondsSince } from "../format.mjs";
+import { age, bytes, duration, plural, secondsSince, sentence } from "../format.mjs";
 import { colour, places } from "../plan_view.mjs";
 
 /** What a state means, for when the main host gave no reason. @type {Record<string, string>} */
@@ -85,12 +85,10 @@ export function hueOf(plan, name) {
 /** @param {number} count */
 export const waitWords = (count) => `${plural(count, "request")} ${count === 1 ? "waits" : "wait"} for it.`;
 
-/** A text of the main host as a sentence; names keep their first letter. @param {string} text @param {string} [name] */
-export function sentence(text, name) {
-  const first = text.split(/[\s,;:]/)[0];
-  const isWord = /^[a-z]+$/.test(first) && first !== name && !(name && text.startsWith(name));
-  const begun = isWord ? text[0].toUpperCase() + text.slice(1) : text;
-  return begun && begun.replace(/[^.!?:…”]$/, "$&.");
+/** What to do. What the repair would do by itself, it does at the next start where it has given up. @param {Deployment} deployment */
+function remedyWords({ state, cause }) {
+  const remedy = cause?.remedy ?? "";
+  return sentence(state === "failed" && remedy.startsWith("its ") ? `at the next start, ${remedy}` : remedy);
 }
 
 /**
@@ -116,7 +114,7 @@ export function story(deployment, devices, now_ms) {
     countdown: state !== "backoff" ? "" : wait_s > 0 ? `next launch in ${age(Math.ceil(wait_s))}` : "the next launch begins",
     left: pause_s > 0 ? Math.min(1, wait_s / pause_s) : 0,
     remedy: isSlow ? "Look below at which device takes longer than planned; close other programs there, or look at its link."
-      : sentence(cause?.remedy ?? ""),
+      : remedyWords(deployment),
     evidence: isSlow ? [] : cause?.evidence ?? [],
     device: device ? { id: device.id, name: device.name, state: device.state } : null,
     failures: failures > 0 ? `${plural(failures, "failure")} in a row` : "",
@@ -230,7 +228,8 @@ export function medianFirstToken(requests) {
 
 /** A line for a shell that asks it something. @param {string} url @param {string} model */
 export const curlLine = (url, model) => `curl ${url}/v1/chat/completions \\
-  -H 'Content-Type: application/json' -H "Authorization: Bearer $KEY" \\
+  -H 'Content-Type: application/json' \\
+  -H "Authorization: Bearer $KEY" \\
   -d '${JSON.stringify({ model, messages: [{ role: "user", content: "Hello" }] })}'`;
 
 /** Milliseconds of one token, in all places together. @param {TokenTime} time */
@@ -240,8 +239,8 @@ export const wholeTime = ({ host_ms, workers }) => workers.reduce((sum, { comput
  * How fast tokens come; llama-server itself tells only of answers that have ended.
  * @param {Deployment} deployment @param {Traffic | undefined} traffic @returns {{value: number | null, when: string}}
  */
-export function speedNow({ tokens_per_second, token_time }, traffic) {
-  const isBusy = (traffic?.active ?? 0) > 0;
+export function speedNow({ state, tokens_per_second, token_time }, traffic) {
+  const isBusy = state === "ready" && (traffic?.active ?? 0) > 0;
   const whole_ms = isBusy && token_time ? wholeTime(token_time) : 0;
   if (whole_ms > 0) return { value: 1000 / whole_ms, when: "now" };
   if (tokens_per_second !== null) return { value: tokens_per_second, when: "in the last answer" };

@@ -3,10 +3,10 @@
 /** @import { Deployment, Link, Milestone, RequestRecord, TokenTime, Traffic } from "../types.mjs" */
 
 import { h, memo } from "../dom.mjs";
-import { age, duration, linkWords, milliseconds, percent, speed } from "../format.mjs";
+import { age, duration, linkWords, milliseconds, percent, sentence, speed } from "../format.mjs";
 import { address } from "../routes.mjs";
 import { line, ring, roundUp, stackedArea, stackedBar } from "./charts.mjs";
-import { hueOf, loadRows, loadTotal, loadWords, medianFirstToken, phases, sentence, speedNow, timeRows, waitWords, wholeTime } from "./facts.mjs";
+import { hueOf, loadRows, loadTotal, loadWords, medianFirstToken, phases, speedNow, timeRows, waitWords, wholeTime } from "./facts.mjs";
 
 const EVIDENCE_SHOWN = 3;
 const SPEEDS_SHOWN = 60;

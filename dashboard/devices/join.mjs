@@ -49,7 +49,7 @@ function lineView(code, platform, state, now_ms) {
   return [
     copyable(state, "join-command", "Run this on the device", command),
     h("div", { class: "scan" },
-      qr.startsWith("data:image/") && h("img", { src: qr, width: 168, height: 168, alt: "QR code of this line: scan it with the device, then paste the line into its terminal" }),
+      qr.startsWith("data:image/") && h("img", { src: qr, width: 240, height: 240, alt: "QR code of this line: scan it with the device, then paste the line into its terminal" }),
       h("div", { class: "hint" },
         qr && h("p", null, platform === "termux" ? "Or scan it with the phone, then copy the line into Termux." : "Or scan it, then paste the line."),
         h("p", null, PLATFORMS.find(([name]) => name === platform)?.[2]),

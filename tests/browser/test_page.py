@@ -359,6 +359,38 @@ async def test_a_device_is_measured(pair: Cluster, browser: Browser) -> None:
     await expect(device).to_contain_text("Reads weights")
 
 
+async def test_all_is_reached_with_the_keyboard_alone(cluster: Cluster, browser: Browser) -> None:
+    await cluster.supervisor()
+    watched = await open_page(browser, cluster.url)
+    page, keys = watched.page, watched.page.keyboard
+    button = page.get_by_role("button", name="Add a device")
+    await expect(button).to_be_visible()
+    for _ in range(20):
+        await keys.press("Tab")
+        if await button.evaluate("element => element === document.activeElement"):
+            break
+    await expect(button).to_be_focused()
+    await keys.press("Enter")
+    dialog = page.get_by_role("dialog", name="Add a device")
+    await expect(dialog).to_be_visible()
+    tabs = dialog.get_by_role("tab")
+    await tabs.first.focus()
+    for name in ("macOS", "Linux", "Termux"):
+        await keys.press("ArrowRight")
+        await expect(dialog.get_by_role("tab", name=name)).to_be_focused()
+        await expect(dialog.get_by_role("tab", name=name)).to_have_attribute(
+            "aria-selected", "true"
+        )
+    await keys.press("Escape")
+    await expect(dialog).to_have_count(0)
+    await expect(button).to_be_focused()
+    link = page.get_by_role("navigation", name="Views").get_by_role("link", name="Launch")
+    await link.focus()
+    await keys.press("Enter")
+    await expect(page.get_by_role("heading", name="Launch", level=2)).to_be_focused()
+    await expect(page).to_have_title(re.compile("Launch"))
+
+
 # -- keys and other machines -----------------------------------------------------------------------
 
 

@@ -3,10 +3,11 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import {
-  curlLine, devicesOf, hueOf, loadRows, loadTotal, loadWords, medianFirstToken, phases, reasonLine, sentence, shownId, speedNow, stateWords, story,
+  curlLine, devicesOf, hueOf, loadRows, loadTotal, loadWords, medianFirstToken, phases, reasonLine, shownId, speedNow, stateWords, story,
   timeRows,
 } from "../../dashboard/deployments/facts.mjs";
 import { deployments } from "../../dashboard/deployments/index.mjs";
+import { sentence } from "../../dashboard/format.mjs";
 import { initialState, reducer } from "../../dashboard/state.mjs";
 
 const NOW = "2026-01-01T00:10:00Z";
@@ -354,10 +355,18 @@ test("the log of a deployment that is gone is not followed any more", () => {
 
 test("the speed is that of now while tokens come, else that of the last answer", () => {
   const token_time = { at: NOW, tokens: 90, host_ms: 5, workers: [{ device: "phone", compute_ms: 12, wire_ms: 3 }] };
-  const at = (/** @type {any} */ deployment, active = 0) => speedNow({ tokens_per_second: null, token_time: null, ...deployment }, /** @type {any} */ ({ active }));
+  const at = (/** @type {any} */ deployment, active = 0) => speedNow({ state: "ready", tokens_per_second: null, token_time: null, ...deployment }, /** @type {any} */ ({ active }));
   assert.deepEqual(at({ token_time, tokens_per_second: 7 }, 1), { value: 50, when: "now" });
+  assert.deepEqual(at({ state: "degraded", token_time, tokens_per_second: 7 }, 1), { value: 7, when: "in the last answer" });
   assert.deepEqual(at({ token_time, tokens_per_second: 7 }), { value: 7, when: "in the last answer" });
   assert.deepEqual(at({ tokens_per_second: 7 }, 1), { value: 7, when: "in the last answer" });
   assert.deepEqual(at({}, 1), { value: null, when: "not known yet" });
   assert.deepEqual(at({}), { value: null, when: "no answer yet" });
+});
+
+test("what a repair would do by itself, it does at the next start where it has given up", () => {
+  const remedy = "its share gets smaller; add a device";
+  const told = (/** @type {string} */ state) => story(deployment({ state, cause: cause({ remedy }) }), {}, NOW_MS)?.remedy;
+  assert.equal(told("backoff"), "Its share gets smaller; add a device.");
+  assert.equal(told("failed"), "At the next start, its share gets smaller; add a device.");
 });

@@ -43,6 +43,7 @@ from supervisor.errors import InsufficientMemory, ModelMissing
 MAIN_HOST: Final = "desk"
 BUILD, RPC_PROTOCOL, VERSION = "0c1e570", "7.0.0", "0.5.0"
 KNOWN_FLAGS: Final = frozenset(each[0] for flag in FLAGS for each in flag.spellings[:1])
+_BESIDE_CARD_BYTES: Final = 640 << 20
 KEY_FILE: Final = "/home/ada/.local/share/supervisor/engine.key"
 
 
@@ -156,6 +157,10 @@ class Kind:
     temperature_c: float | None = None
 
     @property
+    def has_own_card(self) -> bool:
+        return bool(self.ggml) and self.platform == "linux"
+
+    @property
     def id(self) -> AgentId:
         return AgentId(f"a-{self.name}")
 
@@ -205,8 +210,10 @@ def engine(**changes: Any) -> EngineFacts:
 def device(kind: Kind, *, held_bytes: int = 0, **changes: Any) -> Device:
     """A device as the registry knows it, ready and idle unless ``changes`` say otherwise.
 
-    ``held_bytes`` are resident in its rpc-server, and so no longer available.
+    ``held_bytes`` are held by its rpc-server, and so no longer available: in a card's own memory,
+    if it has one, or in the one that programs have.
     """
+    resident = min(held_bytes, _BESIDE_CARD_BYTES) if kind.has_own_card else held_bytes
     cpu = (("CPU", kind.cpu, kind.total_gib, kind.total_gib),)
     facts = DeviceFacts(
         agent_id=kind.id,
@@ -217,7 +224,7 @@ def device(kind: Kind, *, held_bytes: int = 0, **changes: Any) -> Device:
         cores=kind.cores,
         threads=max(kind.cores // 2, 1) if kind.platform == "android" else kind.cores,
         memory_total_bytes=int(kind.total_gib * GIB),
-        memory_available_bytes=max(int(kind.free_gib * GIB) - held_bytes, GIB // 4),
+        memory_available_bytes=max(int(kind.free_gib * GIB) - resident, GIB // 4),
         ggml_devices=[
             GgmlDevice(name, text, int(total * GIB), max(int(free * GIB) - held_bytes, 0))
             for name, text, total, free in (*kind.ggml, *cpu)
@@ -241,8 +248,8 @@ def device(kind: Kind, *, held_bytes: int = 0, **changes: Any) -> Device:
             port=8110,
             pid=4711,
             rpc_protocol=RPC_PROTOCOL,
-            resident_bytes=held_bytes,
-            peak_bytes=held_bytes,
+            resident_bytes=resident,
+            peak_bytes=resident,
             cpu_s=81.4,
             clients_accepted=1,
         )

@@ -52,6 +52,7 @@ Json = dict[str, Any]
 NAME: Final = "qwen-14b"
 CTX: Final = 16_384
 LOG_LINES: Final = 10_000
+"""Of all processes together."""
 
 
 @dataclass
@@ -104,7 +105,7 @@ def running(now: datetime, home: Home, state: State = State.READY, **changes: An
         "loads": worker_loads(plan, worker_bytes(plan)),
         "links": links(plan, home),
         "timeline": timeline(0.09, 1.4, 0.6, 2.2, 90.5, 3.1),
-        "tokens_per_second": 6.7,
+        "tokens_per_second": 6.4,
         "generated_tokens": 18_204,
         "generated_s": 2717.0,
     }
@@ -180,10 +181,11 @@ def not_running(name: str, now: datetime, state: State, **changes: Any) -> Scene
     """It is not served now; the devices are idle."""
     home = Home(HOME, now)
     made = deployment(now, state, **changes)
+    before = now - timedelta(seconds=changes["since_s"])
     return settled(
         Scene(
             name, now, home, idle_devices(now), [dumped(made, token_time=None)], [traffic()],
-            requests(now),
+            requests(before),
         )
     )  # fmt: skip
 
@@ -265,7 +267,7 @@ def ready(now: datetime) -> Scene:
 
 def idle(now: datetime) -> Scene:
     """Nobody asks anything; it has answered before."""
-    scene = serving("idle", now, tokens_per_second=None)
+    scene = serving("idle", now)
     scene.traffic = [traffic()]
     return scene
 
@@ -273,12 +275,12 @@ def idle(now: datetime) -> Scene:
 def slow(now: datetime) -> Scene:
     """It answers, far slower than it did; who makes it so is known."""
     text = (
-        "slow but alive: 1.90 instead of 6.70 tokens per second; its answers come late from "
+        "slow but alive: 1.90 instead of 6.40 tokens per second; its answers come late from "
         "pixel-8 (its link)"
     )
     scene = serving("slow", now, tokens_per_second=1.9, slow=text)
     plan = usual_plan(scene.home)
-    scene.deployments[0]["token_time"] = token_time(now, plan, slow={"pixel-8": 30.0})
+    scene.deployments[0]["token_time"] = token_time(now, plan, slow={"pixel-8": 40.4})
     scene.requests = [
         each.model_copy(update={"tokens_per_s": 1.9 + index / 5, "total_s": 92.0})
         if index < 4 and each.tokens_per_s
@@ -329,7 +331,9 @@ def stopped(now: datetime) -> Scene:
 
 
 def stopping(now: datetime) -> Scene:
-    return serving("stopping", now, state=State.STOPPING, tokens_per_second=None)
+    scene = serving("stopping", now, state=State.STOPPING)
+    scene.deployments[0]["since"] = stamp(now - timedelta(seconds=12))
+    return scene
 
 
 def waiting(now: datetime) -> Scene:
@@ -394,7 +398,7 @@ def no_fit(now: datetime) -> Scene:
 
 def logs(now: datetime) -> Scene:
     scene = ready(now)
-    scene.name, scene.log_lines = "logs", LOG_LINES
+    scene.name, scene.log_lines = "logs", LOG_LINES // (2 + len(USUAL))
     return scene
 
 

@@ -18,6 +18,7 @@ Step = Callable[[Page, PageServer], Awaitable[None]]
 
 THEMES: Final[tuple[Theme, ...]] = ("light", "dark")
 SIZES: Final = {"desktop": (1280, 900), "phone": (390, 844)}
+LOST_FOR: Final = timedelta(seconds=47)
 FIRST_TOKEN: Final = timedelta(seconds=1.38)
 SETTLED_MS: Final = 120
 """Nothing changed for so long; the page ticks once a second."""
@@ -110,7 +111,6 @@ async def _chats(page: Page, server: PageServer) -> None:
     server.world.first_token.set()
     await page.get_by_text("to repeat it by hand").first.wait_for()
     await settled(page)
-    await page.clock.set_fixed_time(FROZEN)
 
 
 async def _joins(page: Page, server: PageServer) -> None:
@@ -143,7 +143,8 @@ async def _loses_it(page: Page, server: PageServer) -> None:
     """The supervisor goes away; it comes back when another view is shown."""
     await page.route("**/api/**", lambda route: route.abort())
     server.world.close()
-    await page.locator(".banner").first.wait_for()
+    await page.clock.set_fixed_time(FROZEN + LOST_FOR)
+    await page.locator(".banner", has_text=f"{LOST_FOR.seconds} s").wait_for()
     await settled(page)
 
 
@@ -236,6 +237,7 @@ class Visitor:
         self._refusals = view.refusals
         await self.page.goto("about:blank")
         await self.page.unroute_all()
+        await self.page.clock.set_fixed_time(FROZEN)
         self.server.world.show(view.scene)
         await self.page.goto(f"{self.server.url}/{view.route}")
         await self.page.locator("main h2").first.wait_for()

@@ -23,7 +23,7 @@ from lab.page_views import SIZES, THEMES, VIEWS, Theme, View, Visitor, settled, 
 from lab.page_world import FROZEN, World, serving
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "screenshots"
-QUALITY: Final = 55
+QUALITY: Final = 48
 MOST_PX: Final = 2200
 """Height of a picture of a whole page, so that it stays small."""
 

@@ -39,6 +39,9 @@ PREFILL_COLUMNS: Final = 512
 """Vectors at a time: the default ubatch of llama-server."""
 
 PREFILL_RUN_S: Final = 0.1
+MOST_PRODUCTS: Final = 1024
+"""Of one run: a GPU of 100 TFLOP/s does some hundreds of a 7B model's in that time."""
+
 OVERHEAD_PRODUCTS: Final = 512
 OVERHEAD_WIDTH: Final = 32
 WIDTH_MULTIPLE: Final = 256
@@ -236,7 +239,8 @@ async def _prefill_flop_per_s(bench: Workbench, kind: WeightType, spec: DeviceSp
     wanted = PREFILL_RUN_S / await bench.time_s(kind, [first], 1) * first.outputs
     outputs = int(min(max(wanted, first.outputs), most)) // 64 * 64 or first.outputs
     product = Product(inputs, outputs, PREFILL_COLUMNS)
-    count = max(int(wanted / outputs), 1)
+    # A first run that seems to take no time, as noise can make it, must not ask for millions.
+    count = min(max(int(wanted / outputs), 1), MOST_PRODUCTS)
     time_s = await bench.time_s(kind, [product] * count, REPETITIONS)
     return product.operations * count / time_s
 

@@ -16,13 +16,6 @@ from supervisor.demo_model import write_demo_model
 __all__ = ["Cluster", "engine_pids", "eventually"]
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """As many as there are processors, up to four; none for tests that somebody names."""
-    names = (str(argument) for argument in config.invocation_params.args)
-    is_named = any(name.partition("::")[0].endswith(".py") for name in names)
-    return 0 if is_named else min(os.cpu_count() or 1, 4)
-
-
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """In CI a skip is a failure: everything was installed, so everything has to run.
 

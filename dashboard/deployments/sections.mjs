@@ -126,11 +126,12 @@ function timeView({ plan }, token_time, readings) {
 
 /** @param {ReturnType<typeof timeRows>[number]} row @param {string} kind */
 function timeRow({ device, compute_ms, wire_ms, expected, isSlow }, kind) {
-  const planned = expected && [expected.compute_ms, expected.wire_ms].filter((ms) => ms > 0).map(milliseconds).join(" + ");
+  const figure = (/** @type {number} */ ms) => milliseconds(ms).replace(" ", "\u00a0"); // a figure stays with its unit
+  const planned = expected && [expected.compute_ms, expected.wire_ms].filter((ms) => ms > 0).map(figure).join(" + ");
   return h("tr", { key: device, class: isSlow && "slow" },
     h("th", { scope: "row" }, h("span", { class: `mark ${kind}`, "aria-hidden": "true" }), device),
-    h("td", null, milliseconds(compute_ms)),
-    h("td", null, wire_ms > 0 && milliseconds(wire_ms)),
+    h("td", null, figure(compute_ms)),
+    h("td", null, wire_ms > 0 && figure(wire_ms)),
     h("td", null, planned || "–"));
 }
 

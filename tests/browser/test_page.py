@@ -280,7 +280,9 @@ async def test_what_failed_is_told_and_can_be_edited_and_removed(
     await expect(card(page)).to_contain_text("context 1,024 tokens")
 
     await goes_to(page, "Records")
-    for box in await page.get_by_role("checkbox").all():
+    boxes = page.get_by_role("checkbox", name=re.compile("Compare launch"))
+    await expect(boxes).to_have_count(2, timeout=SOON_MS)
+    for box in await boxes.all():
         await box.check()
     await page.get_by_role("link", name="Compare").click()
     await expect(page.get_by_role("main")).to_contain_text("1024", timeout=SOON_MS)

@@ -4,18 +4,21 @@ import asyncio
 import socket
 import struct
 import time
+from typing import cast
 
 import pytest
 from measured_server import BASE, MeasuredServer, measured_server
 from peers import hang_up, peer, reset, says, script
 
+from agents import measure
 from agents.errors import MeasurementFailed, MeasurementUnsupported
 from agents.measure import DeviceSpec, decode_products, measure_device
 from agents.measure_link import LEAST_BYTES, MOST_BYTES, measure_link, transfer_bytes
 from agents.rpc_client import connected
 from agents.rpc_protocol import Triple
 from agents.rpc_tensors import FLAG_COMPUTE, LAYOUTS, Layout, RemoteTensor, pack_graph, pack_tensor
-from agents.weights import SCALE_BYTE, WEIGHT_TYPES, random_blocks
+from agents.weights import F32, SCALE_BYTE, WEIGHT_TYPES, WeightType, random_blocks
+from agents.workbench import Product, Workbench
 from supervisor.core.ggml_types import TYPE_SIZES
 
 SEVEN = LAYOUTS[Triple(7, 0, 0)]
@@ -233,6 +236,25 @@ async def test_a_server_with_other_operations_is_found_out_before_it_is_measured
         with pytest.raises(MeasurementUnsupported, match="operation 29 is no multiplication"):
             await measure_device("127.0.0.1", server.port, SMALL)
     assert server.commands.count(10) == 1
+
+
+class NoTime:
+    """A workbench on which everything seems to take no time at all, as noise can make it."""
+
+    weights_bytes = 64 << 20
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+
+    async def time_s(self, kind: WeightType, products: list[Product], repetitions: int) -> float:
+        self.runs.append(len(products))
+        return 1e-9
+
+
+async def test_a_run_that_seems_to_take_no_time_asks_for_no_endless_one() -> None:
+    bench = NoTime()
+    await measure._prefill_flop_per_s(cast(Workbench, bench), F32, SMALL)
+    assert bench.runs == [1, measure.MOST_PRODUCTS]
 
 
 async def test_a_backend_that_cannot_copy_is_filled_with_one_byte() -> None:

@@ -140,6 +140,14 @@ class World:
         assert max(gone_s, known_s) <= within_s, "too late"
         return reason
 
+    async def cause(self) -> str:
+        """What it was, as soon as everybody was asked; the first reason is told before that."""
+
+        async def is_examined() -> Any:
+            return (await self.deployment())["cause"]
+
+        return str((await eventually(is_examined, within_s=10, what="the cause"))["sentence"])
+
     async def works_again(self, model: Path, before: list[int]) -> None:
         """The same device in a new launch; nobody was restarted."""
         await self.link.heal()
@@ -232,11 +240,12 @@ async def test_a_link_that_goes_silent_during_prefill(cluster: Cluster, slow_mod
             async with generating(found, prompt, 1):
                 since_s = time.monotonic()
                 await found.link.black_hole()
-                reason = await found.lost(pid, since_s, QUICK_S + LATE_S)
+                await found.lost(pid, since_s, QUICK_S + LATE_S)
+                cause = await found.cause()
         finally:
             with contextlib.suppress(ProcessLookupError):  # ended with the launch
                 os.kill(rpc_server, signal.SIGCONT)
-        assert "far is stopped" in reason, "the agent still answers, and knows better"
+        assert "far is stopped" in cause, "the agent still answers, and knows better"
         await found.works_again(slow_model, before)
 
 

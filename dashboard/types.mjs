@@ -60,7 +60,7 @@
  * @typedef {{caller: string, scopes: string[], is_keyless: boolean}} Who
  * @typedef {{path: string, name: string, size_bytes: number}} Model
  * @typedef {{platform: string, command: string, qr: string}} JoinLine
- * @typedef {{code: string, command: string, termux_command?: string, expires_at: string, lines?: JoinLine[]}} JoinCode
+ * @typedef {{code: string, expires_at: string, lines: JoinLine[]}} JoinCode
  * @typedef {{id: number, at: string, kind: string, subject: string, change: string, launch_id: number | null,
  *   code: string, text: string}} EventRecord
  * @typedef {{device: string, host: string, port: number, link: string, address: string, rpc_protocol: string,

@@ -133,3 +133,18 @@ def split_part(number: int) -> bytes:
     first = [*LLAMA, words] if number == 1 else []
     tensors = [(f"{name}{number}", (8,), 0, at) for name, at in (("a", 0), ("b", 32))]
     return gguf([*first, *pairs], tensors, data_bytes=64)
+
+
+@pytest.fixture(autouse=True)
+def nobodys_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """For every test of a module that imports it."""
+    with no_account(monkeypatch, tmp_path):
+        yield
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all repositories."""
+    folder = tmp_path_factory.mktemp("hub")
+    write_repositories(folder)
+    return folder

@@ -33,15 +33,11 @@ export function joinDialog(state, now_ms) {
         h("button", { type: "button", "data-action": "close" }, "Close"))));
 }
 
-/** The line of a platform; a supervisor that gives none has one for Termux and one for the rest. @param {JoinCode} code @param {string} platform */
-export function lineOf(code, platform) {
-  const line = code.lines?.find((each) => each.platform === platform);
-  return { command: line?.command ?? ((platform === "termux" && code.termux_command) || code.command), qr: line?.qr ?? "" };
-}
-
 /** @param {JoinCode} code @param {string} platform @param {State} state @param {number} now_ms */
 function lineView(code, platform, state, now_ms) {
-  const { command, qr } = lineOf(code, platform);
+  const line = code.lines.find((each) => each.platform === platform);
+  if (!line) return null;
+  const { command, qr } = line;
   const left_s = -(secondsSince(code.expires_at, now_ms) ?? -Infinity);
   if (left_s <= 0) {
     return [h("p", null, "The code has expired."), h("button", { type: "button", "data-action": "devices/code" }, "Make a new one")];
@@ -51,7 +47,7 @@ function lineView(code, platform, state, now_ms) {
     h("div", { class: "scan" },
       qr.startsWith("data:image/") && h("img", { src: qr, width: 240, height: 240, alt: "QR code of this line: scan it with the device, then paste the line into its terminal" }),
       h("div", { class: "hint" },
-        qr && h("p", null, platform === "termux" ? "Or scan it with the phone, then copy the line into Termux." : "Or scan it, then paste the line."),
+        h("p", null, platform === "termux" ? "Or scan it with the phone, then copy the line into Termux." : "Or scan it, then paste the line."),
         h("p", null, PLATFORMS.find(([name]) => name === platform)?.[2]),
         h("p", null, `The code is valid for ${age(left_s)}.`))),
   ];

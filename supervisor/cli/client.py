@@ -16,7 +16,8 @@ from supervisor.errors import SupervisorRefused, SupervisorUnreachable
 DEFAULT_URL = "http://127.0.0.1:8100"
 # Planning asks every device for fresh facts; a lost one costs its time-outs.
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
-_PATIENT = httpx.Timeout(None, connect=5.0)
+_PATIENT = httpx.Timeout(3600.0, connect=5.0)
+# Running requests may end first: as long as drain_s of the main host allows, which is not known here.
 
 
 def default_folder() -> Path:
@@ -59,7 +60,7 @@ class Client:
         return self._call("PATCH", path, json=body)
 
     def relaunch(self, method: str, path: str, body: Any = None) -> Any:
-        """What ends a launch; its running requests may end first, however long that takes."""
+        """What ends a launch; its running requests may end first."""
         return self._call(method, path, json=body, timeout=_PATIENT)
 
     def delete(self, path: str) -> Any:

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import {
   choices, condition, conditions, engineWords, filtered, isOtherEngine, isWarm, seen, sortedDevices, wireWidth, wireWords,
 } from "../../dashboard/devices/figures.mjs";
-import { figures, lineOf } from "../../dashboard/devices/join.mjs";
+import { figures } from "../../dashboard/devices/join.mjs";
 import { devices as view } from "../../dashboard/devices/index.mjs";
 import { initialState, reducer } from "../../dashboard/state.mjs";
 import { all, attribute, text } from "./tree.mjs";
@@ -206,19 +206,11 @@ test("rename and remove are asked for in place", () => {
 
 // The dialog that waits for a device.
 
-const CODE = { code: "K", command: "curl agent", termux_command: "curl install", expires_at: "2026-01-01T12:00:00Z" };
+const CODE = { code: "K", expires_at: "2026-01-01T12:00:00Z", lines: [{ platform: "termux", command: "curl install", qr: "data:image/svg+xml,x" }] };
 /** @param {any} state */
 const dialog = (state) => text(all(shown(state), "dialog"));
 /** @param {any} state */
 const arrived = (state) => state.views.devices.join.arrived;
-
-test("each platform has its line; an older supervisor gives one for Termux and one for the rest", () => {
-  assert.deepEqual(lineOf(CODE, "termux"), { command: "curl install", qr: "" });
-  assert.deepEqual(lineOf(CODE, "macos"), { command: "curl agent", qr: "" });
-  const lines = [{ platform: "macos", command: "curl mac", qr: "data:image/svg+xml,x" }];
-  assert.deepEqual(lineOf({ ...CODE, lines }, "macos"), { command: "curl mac", qr: "data:image/svg+xml,x" });
-  assert.equal(lineOf({ ...CODE, lines }, "linux").command, "curl agent");
-});
 
 test("the dialog shows the line of the chosen tab, its QR code, and how long it is good", () => {
   const lines = [{ platform: "termux", command: "curl phone", qr: "data:image/svg+xml,x" }, { platform: "linux", command: "curl pc", qr: "https://elsewhere/x.svg" }];

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,12 @@ from hub_stand_in import (
     REPO,
     SMALL,
     SPLIT,
+    files,
     hub_stand_in,
-    no_account,
+    nobodys_account,
     part_name,
     small,
     split_part,
-    write_repositories,
 )
 from made_gguf import LLAMA, STRING, array, gguf, u16
 
@@ -32,23 +31,12 @@ from supervisor.adapters.models import read_any_model, read_model, read_remote_m
 from supervisor.adapters.sparse_model import sparse_model
 from supervisor.errors import HubOffline, ModelAmbiguous, ModelBroken, ModelMissing
 
+__all__ = ["files", "nobodys_account"]
+
 pytestmark = pytest.mark.timeout(90)
 
 MB = 1_000_000
 MIB = 1 << 20
-
-
-@pytest.fixture(autouse=True)
-def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    with no_account(monkeypatch, tmp_path):
-        yield
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hub")
-    write_repositories(folder)
-    return folder
 
 
 # Names

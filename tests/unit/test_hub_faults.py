@@ -1,7 +1,6 @@
 """The hub on bad days: what is forbidden, refused, cut, slow or wrong, from a stand-in for it."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,9 @@ from hub_stand_in import (
     QUICK,
     REPO,
     SMALL,
+    files,
     hub_stand_in,
-    no_account,
-    write_repositories,
+    nobodys_account,
 )
 
 from supervisor.adapters.hub import read_remote
@@ -20,23 +19,12 @@ from supervisor.adapters.hub_http import Hub, Patience
 from supervisor.adapters.models import read_model, read_remote_model
 from supervisor.errors import HubUnreachable, ModelForbidden, ModelMissing
 
+__all__ = ["files", "nobodys_account"]
+
 pytestmark = pytest.mark.timeout(90)
 
 MB = 1_000_000
 MIB = 1 << 20
-
-
-@pytest.fixture(autouse=True)
-def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    with no_account(monkeypatch, tmp_path):
-        yield
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hub")
-    write_repositories(folder)
-    return folder
 
 
 # Access

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from hub_stand_in import (
     SMALL,
     SPLIT,
     HubStandIn,
+    files,
     hub_stand_in,
-    no_account,
+    nobodys_account,
     split_part,
-    write_repositories,
 )
 
 from supervisor.adapters import hub_search as hub_search_module
@@ -36,6 +36,8 @@ from supervisor.api.hub_api import create_hub_router
 from supervisor.core.model_reference import RepoFile, choose, offered, parse_reference
 from supervisor.errors import HubOffline, HubUnreachable
 
+__all__ = ["files", "nobodys_account"]
+
 pytestmark = pytest.mark.timeout(90)
 
 FACTS = {
@@ -44,19 +46,6 @@ FACTS = {
     "owner/Empty": {"downloads": 999_999},
 }
 KNOWN = tuple(f"--known={repo}={json.dumps(facts)}" for repo, facts in FACTS.items())
-
-
-@pytest.fixture(autouse=True)
-def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    with no_account(monkeypatch, tmp_path):
-        yield
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hub")
-    write_repositories(folder)
-    return folder
 
 
 class Clock:

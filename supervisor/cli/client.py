@@ -17,7 +17,7 @@ DEFAULT_URL = "http://127.0.0.1:8100"
 # Planning asks every device for fresh facts; a lost one costs its time-outs.
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _PATIENT = httpx.Timeout(3600.0, connect=5.0)
-# Running requests may end first: as long as drain_s of the main host allows, which is not known here.
+# Running requests may end first, for as long as the main host's setting drain_s says.
 
 
 def default_folder() -> Path:

@@ -1,11 +1,10 @@
 """A model that is not downloaded is planned by its header alone, and by the engine itself."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_stand_in import hub_stand_in, no_account
+from hub_stand_in import hub_stand_in, nobodys_account
 
 from agents import engine as engines
 from agents.contract import EngineFacts
@@ -19,15 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench" / "planning"))
 from header import tokenizer
 from shapes import SHAPES, Shape, header
 
+__all__ = ["nobodys_account"]
+
 ROOM = DeviceMemory(1 << 40, 1 << 40)
 DENSE = next(shape for shape in SHAPES if "70B" in shape.name)
 EXPERTS = next(shape for shape in SHAPES if "30B-A3B" in shape.name)
-
-
-@pytest.fixture(autouse=True)
-def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    with no_account(monkeypatch, tmp_path):
-        yield
 
 
 @pytest.mark.parametrize("shape", [DENSE, EXPERTS], ids=lambda shape: shape.name)

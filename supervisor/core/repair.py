@@ -204,6 +204,21 @@ def _speeds(current: Plan, candidate: Plan) -> Iterator[str]:
         )
 
 
+def had_their_chance(
+    usable_when_planned: Collection[AgentId], cause: Cause | None
+) -> frozenset[AgentId]:
+    """Devices that are no news to a deployment that has just failed: it could have used them.
+
+    Its end may keep them busy for a moment, after which they seem to come back. Only the one that
+    was the cause may really come back better than it was.
+
+    Args:
+        usable_when_planned: Those that could take part when the plan that failed was made.
+        cause: Of the failure.
+    """
+    return frozenset(usable_when_planned) - ({AgentId(cause.agent_id)} if cause else frozenset())
+
+
 def may_revive(state: State, cause: Cause | None, newly_usable: Collection[AgentId]) -> bool:
     """Whether a deployment that gave up should be planned again, now that a device came.
 

@@ -19,7 +19,7 @@ from supervisor.core.diagnosis import cause_of, diagnose
 from supervisor.core.entities import Action, Cause, Deployment, DeploymentSpec, LaunchRecord, Plan
 from supervisor.core.lessons import why_aside
 from supervisor.core.lifecycle import Event, State, advance, failures_after
-from supervisor.core.repair import may_revive, retry_pause_s
+from supervisor.core.repair import had_their_chance, may_revive, retry_pause_s
 from supervisor.core.transport import warnings_of
 from supervisor.errors import (
     DeploymentExists,
@@ -426,10 +426,13 @@ class Actor:
     async def _wait_for_revival(self) -> Event:
         """A device that was not there when it failed may make the difference."""
         usable = self._planner.usable(self.deployment)
+        had_chance = had_their_chance(self._usable, self.deployment.cause)
+        settled_at_s = time.monotonic() + self._settings.stale_after_s
         while True:
             await self._tools.registry.wait_changed(_LOOK_EVERY_S)
             now = self._planner.usable(self.deployment)
-            has_hope = may_revive(self.deployment.state, self.deployment.cause, now - usable)
+            news = now - usable - (had_chance if time.monotonic() < settled_at_s else frozenset())
+            has_hope = may_revive(self.deployment.state, self.deployment.cause, news)
             usable = now
             if has_hope and await self._can_be_planned():
                 break

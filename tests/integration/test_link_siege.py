@@ -87,8 +87,8 @@ async def test_a_siege_neither_disturbs_a_launch_nor_leaves_anything(
     pair: Cluster, random_model: Path, tmp_path: Path
 ) -> None:
     record = await record_of(pair, await launched(pair, random_model, "one"))
-    pids = {"agent": pair.programs[1].process.pid, "link": int(record["link_pid"])}
-    assert pair.programs[1].name == "one"
+    one = next(program for program in pair.programs if program.name == "one")
+    pids = {"agent": one.process.pid, "link": int(record["link_pid"])}
     quiet, loud = Speaker(pair, []), Speaker(pair, [])
     expected = await quiet.text()
     assert len(expected) > TOKENS

@@ -21,6 +21,7 @@ from supervisor.core.lifecycle import State
 from supervisor.core.planning import HOST
 from supervisor.core.repair import (
     dropped_sentence,
+    had_their_chance,
     may_revive,
     rejoin_allowed,
     relaunch_reason,
@@ -285,3 +286,10 @@ def test_a_device_revives_what_failed_for_want_of_devices(
 
 def test_what_failed_for_unknown_reasons_waits_for_a_human() -> None:
     assert not may_revive(State.FAILED, None, {B})
+
+
+def test_what_a_failed_plan_could_use_is_no_news_but_for_the_culprit() -> None:
+    cause = Cause(code="link_lost", sentence="lost", agent_id=B)
+    assert had_their_chance({A, B}, cause) == {A}
+    assert had_their_chance({A, B}, Cause(code="engine_exited", sentence="ended")) == {A, B}
+    assert had_their_chance({A, B}, None) == {A, B}

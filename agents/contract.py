@@ -40,6 +40,25 @@ class GgmlDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkAddress:
+    """One address of a device, and what carries it.
+
+    ``kind`` is ``ethernet``, ``wifi``, ``thunderbolt``, ``bridge``, ``usb``, ``cellular``, ``vpn``,
+    ``loopback``, or empty where the platform does not tell.
+    """
+
+    address: str
+    interface: str = ""
+    kind: str = ""
+    prefix_length: int | None = None
+    speed_mbit_per_s: int | None = None
+    is_default_route: bool = False
+    """What leaves this device for other networks leaves through it."""
+    link_port: int = 0
+    """Where the far end of the link listens at this address; 0: it does not."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineFacts:
     """One build of llama.cpp on this host. ``problem`` says why it cannot serve, or is empty."""
 
@@ -53,6 +72,65 @@ class EngineFacts:
     has_rpc: bool = False
     problem: str = ""
     problem_code: str = ""
+    release: str = ""
+    """Name of the upstream release, such as ``b10516``, if it came from one; else empty."""
+    variant: str = ""
+    """Of that release's archive, such as ``ubuntu-vulkan-x64``."""
+
+
+class InstallState(StrEnum):
+    """How far an engine that the main host offered is on this device."""
+
+    FETCHING = "fetching"
+    PROVING = "proving"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOffer:
+    """An engine that the main host has for a device: the archive is at ``/engines/ARCHIVE``."""
+
+    build: str
+    """How operators call it: ``b10516``, or the commit of a build without a release."""
+    archive: str
+    sha256: str
+    size_bytes: int
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInstall:
+    """What became of the last offer. ``error_code`` and ``detail`` say why it failed."""
+
+    build: str
+    state: InstallState
+    done_bytes: int = 0
+    total_bytes: int = 0
+    folder: str = ""
+    error_code: str = ""
+    detail: str = ""
+
+
+class Verdict(StrEnum):
+    """What a finding of the doctor means for serving a model."""
+
+    OK = "ok"
+    WARNING = "warning"
+    BLOCKS = "blocks"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check of the doctor: what was found, and the one thing to do if it is not well."""
+
+    check: str
+    """Stable name, such as ``engine`` or ``wake_lock``."""
+    title: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +161,20 @@ class DeviceFacts:
     agent_version: str = ""
     agent_start: str = ""
     """Random, chosen by each agent process: tells a restarted agent from the same one."""
+    fast_cores: int | None = None
+    """Of ``cores``, those of the fastest kinds; None where the platform does not tell."""
+    parked: str = ""
+    """Why this device takes no work now, such as a low battery; empty: it does."""
+    derate: float = 1.0
+    """Part of its measured speed that it has now; a hot phone is slower than it was."""
+    derate_reason: str = ""
+    accelerators: list[str] = field(default_factory=list)
+    """``cuda``, ``vulkan``, ``metal``: what an engine with the right backend could use here."""
+    addresses: list[NetworkAddress] = field(default_factory=list)
+    wires: list[Finding] = field(default_factory=list)
+    """What is wrong or special about its networks: bridges, overlaps, RDMA ports that are down."""
+    rdma: str = ""
+    """Of its RDMA devices: ``active``, ``down``, or empty if there is none."""
 
 
 class WorkerState(StrEnum):
@@ -208,6 +300,7 @@ class Heartbeat:
     link_port: int = 0
     link_address: str = ""
     """Where the main host finds the link, if not at ``address``."""
+    engine_install: EngineInstall | None = None
     protocol: int = AGENT_PROTOCOL
 
 

@@ -40,6 +40,38 @@ class EngineUnusable(AgentError):
     code = "engine_unusable"
 
 
+class EngineNotFetched(AgentError):
+    """The archive of an engine could not be fetched from the main host, or not unpacked."""
+
+    code = "engine_not_fetched"
+    retryable = True
+
+
+class EngineDigestWrong(AgentError):
+    """The archive of an engine is not the one that was offered: its digest differs."""
+
+    code = "engine_digest_wrong"
+
+
+class EngineInUse(AgentError):
+    """The engine cannot be changed now: an rpc-server of it runs."""
+
+    code = "engine_in_use"
+    retryable = True
+
+
+class LocalNetworkDenied(AgentError):
+    """macOS keeps this program from its own network (errno 65) until somebody allows it."""
+
+    code = "local_network_denied"
+
+
+class ServiceRefused(AgentError):
+    """The service manager of this host did not take or start our service."""
+
+    code = "service_refused"
+
+
 class PortInUse(AgentError):
     """A port that we were told to use is taken."""
 

@@ -42,6 +42,12 @@ class ModelForbidden(InputError):
     code = "model_forbidden"
 
 
+class ReleaseUnknown(InputError):
+    """The release site knows no such build, or it holds nothing for a platform."""
+
+    code = "release_unknown"
+
+
 class BadSettings(InputError):
     """The settings file or the environment has an unknown or impossible value."""
 
@@ -579,3 +585,30 @@ class StoreUnusable(StateError):
 
 class IllegalTransition(Exception):
     """A bug of ours, never an expected outcome; nothing catches it."""
+
+
+class ReleaseSiteUnreachable(PeerError):
+    """The site of llama.cpp's releases did not answer, or not with what it should."""
+
+    code = "release_site_unreachable"
+    retryable = True
+
+
+class EngineChangeRunning(StateError):
+    """The cluster is being moved to another build already."""
+
+    code = "engine_change_running"
+    retryable = True
+
+
+class EngineChangeFailed(EngineError):
+    """A build did not work on this cluster, which went back to the one before."""
+
+    code = "engine_change_failed"
+
+
+class DeviceParked(CapacityError):
+    """A device asked to be left alone: its battery is low, or it is too hot."""
+
+    code = "device_parked"
+    retryable = True

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, NewType
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from agents.contract import DeviceFacts, RpcServerStatus
+from agents.contract import DeviceFacts, EngineInstall, RpcServerStatus
 from supervisor.core.lifecycle import State
 
 AgentId = NewType("AgentId", str)
@@ -425,12 +425,26 @@ class MeasuredSpeed(FrozenModel):
     stale: str = Field(default="", description="why it no longer counts; empty: it does")
 
 
+class Wire(FrozenModel):
+    """One way from the main host to a device: a pair of addresses, and what was measured of it."""
+
+    near: str = Field(description="address of the main host")
+    far: str = Field(description="address of the device")
+    kind: str = Field(default="", description="of the slower end, as in NetworkAddress")
+    interface: str = Field(default="", description="of the device")
+    round_trip_ms: float | None = None
+    up_bytes_per_s: float | None = Field(default=None, description="to the device")
+    in_use: bool = Field(default=False, description="tensors go this way")
+    problem: str = Field(default="", description="why it cannot be used; empty: it can")
+
+
 class DeviceChoice(FrozenModel):
     """What the operator decided about a device; it outlives our restarts and a new joining."""
 
     agent_id: AgentId
     name: str = Field(default="", description="empty: as it called itself when it joined")
     excluded: bool = False
+    wire: str = Field(default="", description="far address for tensors; empty: the fastest")
 
 
 class Device(FrozenModel):
@@ -452,6 +466,10 @@ class Device(FrozenModel):
     excluded: bool = Field(default=False, description="the operator wants no plan with it")
     doing: str = Field(default="", description="what it does now, in few words; empty: nothing")
     speed: MeasuredSpeed | None = Field(default=None, description="None: never measured")
+    wires: tuple[Wire, ...] = Field(default=(), description="ways to it, the one in use first")
+    engine_install: EngineInstall | None = Field(
+        default=None, description="of an engine that it gets from us; None: nothing was offered"
+    )
 
     @property
     def link_endpoint(self) -> str:

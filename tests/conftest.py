@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from cluster import RUN_MARK, Cluster, engine_pids, eventually
+from taking_turns import pytest_runtest_protocol
 
 from agents import engine as engines
 from agents.contract import EngineFacts
 from supervisor.demo_model import write_demo_model
 
-__all__ = ["Cluster", "engine_pids", "eventually"]
+__all__ = ["Cluster", "engine_pids", "eventually", "pytest_runtest_protocol"]
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

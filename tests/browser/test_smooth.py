@@ -14,7 +14,7 @@ from playwright.async_api import Browser, Response
 
 __all__ = ["browser"]
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.alone]
 
 MOST_BYTES = 150 * 1024
 MOST_ROWS = 300

@@ -14,7 +14,7 @@ from chaos.matrix import ROWS
 from chaos.rows import Row
 from chaos.world import world
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.alone]
 
 
 @pytest.mark.parametrize(

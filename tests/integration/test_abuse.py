@@ -26,7 +26,7 @@ from cluster import Cluster, Program, eventually
 
 from supervisor.core.gateway_routes import ROUTES, Api, GatewayRoute, api_of
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.alone]
 
 FLOOD = Path(__file__).parents[1] / "lab" / "abuse.py"
 FLOOD_S = 10.0

@@ -18,6 +18,8 @@ from giant import write_giant
 
 from agents.contract import EngineFacts
 
+pytestmark = pytest.mark.alone
+
 
 def assert_problem(answer: httpx.Response, code: str, *words: str) -> None:
     """A problem document with this code whose one sentence has these words."""

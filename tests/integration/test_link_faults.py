@@ -20,6 +20,8 @@ from lab.links import Link, emulated_link
 from agents import ports
 from supervisor.demo_model import write_demo_model
 
+pytestmark = pytest.mark.alone
+
 MIB = 1 << 20
 QUICK_S, USUAL_S = 1.5, 5.0
 """``link_silence_s``: for quick tests, and the default."""

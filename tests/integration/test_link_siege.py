@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cluster import Cluster, eventually
 from lab.siege import Plan, siege
 
 from supervisor.adapters.authority import Authority
+
+pytestmark = pytest.mark.alone
 
 MIB = 1 << 20
 CLIENTS = 500

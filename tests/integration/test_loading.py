@@ -12,6 +12,8 @@ from cluster import Cluster, engine_pids, eventually
 
 from agents.contract import EngineFacts
 
+pytestmark = pytest.mark.alone
+
 FAKES = Path(__file__).parent.parent / "fakes"
 MIB = 1 << 20
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,6 +29,10 @@ REPEAT_S = 2.0
 """Progress is repeated this often, so that a caller knows a slow device from a dead one."""
 
 _STATUS = {
+    errors.EngineFixed.code: 409,
+    errors.EngineInUse.code: 409,
+    errors.EngineMissing.code: 409,
+    errors.EngineUnusable.code: 409,
     errors.MeasurementRefused.code: 409,
     errors.StaleGeneration.code: 409,
     errors.PortInUse.code: 409,
@@ -78,9 +82,11 @@ async def _lines(measurement: Measurement) -> AsyncIterator[str]:
 
 
 def create_app(
-    rpc_server: RpcServer, read_facts: Callable[[], Awaitable[DeviceFacts]]
+    rpc_server: RpcServer,
+    read_facts: Callable[[], Awaitable[DeviceFacts]],
+    more: Sequence[Route] = (),
 ) -> tls.Application:
-    """The routes: facts, desired and observed rpc-server, its log, measuring."""
+    """The routes: facts, desired and observed rpc-server, its log, measuring; and ``more``."""
 
     async def get_facts(_: Request) -> Response:
         return JSONResponse(asdict(await read_facts()))
@@ -114,6 +120,7 @@ def create_app(
         Route("/rpc-server", delete_rpc_server, methods=["DELETE"]),
         Route("/rpc-server/log", get_log),
         Route("/measurement", post_measurement, methods=["POST"]),
+        *more,
     ]
     app = Starlette(routes=routes, exception_handlers={errors.ProjectError: _on_error})
     return SupervisorOnly(app)

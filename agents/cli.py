@@ -11,21 +11,44 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
 import platformdirs
 
-from agents import __version__, datafolder, engine, facts, log, ports, web
+from agents import (
+    __version__,
+    datafolder,
+    engine,
+    facts,
+    log,
+    open_files,
+    ports,
+    power_options,
+    service,
+    service_cli,
+    web,
+)
 from agents.api import create_app
 from agents.chunk_store import ChunkStore
-from agents.contract import AGENT_PORT, LINK_PORT, DeviceFacts, EngineFacts, GgmlDevice, Heartbeat
+from agents.contract import AGENT_PORT, LINK_PORT, DeviceFacts, Heartbeat
+from agents.current_engine import CurrentEngine, choose
+from agents.doctor import command as doctor
+from agents.doctor.examination import Doctor
+from agents.doctor.route import doctor_routes
+from agents.doctor.subject import remember_main_host, seen_by_agent
+from agents.engine_api import engine_routes
+from agents.engine_fetch import Fetcher
+from agents.engine_install import EngineInstaller
 from agents.errors import AgentRunning, PortInUse, ProjectError
 from agents.far_end import FarEnd, server_context
 from agents.gguf_index import GgufIndex
+from agents.interfaces import to_listen_at
 from agents.join import Identity, JoinCode, MainHost, keep_alive
 from agents.link_session import Stock
+from agents.networks import NetworkReader
+from agents.power import Limits
 from agents.rpc_server import RpcServer
 
 logger = logging.getLogger(__name__)
@@ -57,6 +80,7 @@ class Options:
     link_address: str | None = None
     store_gib: float | None = None
     models: tuple[Path, ...] = ()
+    power: Limits = field(default_factory=Limits)
 
 
 def default_folder() -> Path:
@@ -71,7 +95,9 @@ def add_join_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=default_folder(), help="data folder")
     parser.add_argument("--engine", type=Path, help="folder of the llama.cpp programs")
     parser.add_argument(
-        "--host", help="address to listen on (default: the one facing the main host)"
+        "--host",
+        help="the only address to listen on (default: the one facing the main host, and for the "
+        "link every private one)",
     )
     parser.add_argument(
         "--port", type=int, help=f"REST port (default: {AGENT_PORT}, or a free one)"
@@ -99,8 +125,11 @@ def add_join_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="name of this device (default: host name or phone model)")
     parser.add_argument(
-        "--threads", type=int, help="threads of the rpc-server (default: all cores)"
+        "--threads",
+        type=int,
+        help="threads of the rpc-server (default: all cores; on a phone, the fast ones)",
     )
+    power_options.add_arguments(parser)
     parser.add_argument("--json-logs", action="store_true", help="one JSON object per log line")
 
 
@@ -110,9 +139,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     add_join_arguments(commands.add_parser("join", help="join a cluster and serve it"))
+    service_cli.add_arguments(
+        commands.add_parser("service", help="start this agent at boot, by systemd or launchd"),
+        add_join_arguments,
+        default_folder(),
+    )
+    doctor.add_arguments(
+        commands.add_parser("doctor", help="say what keeps this device from serving"),
+        default_folder(),
+    )
     parsed = parser.parse_args(arguments)
-    log.configure("agent", json_lines=parsed.json_logs)
+    log.configure("agent", json_lines=getattr(parsed, "json_logs", False))
     try:
+        if parsed.command == "service":
+            return service_cli.main(parsed, print, join_code)
+        if parsed.command == "doctor":
+            return doctor.run(parsed)
         asyncio.run(run(options_from(parsed)))
     except ProjectError as exc:
         print(f"error: {exc}", file=sys.stderr)  # noqa: T201 - this is the command line
@@ -129,7 +171,7 @@ def options_from(parsed: argparse.Namespace) -> Options:
         BadJoinCode: The code cannot be read.
     """
     return Options(
-        code=join_code(parsed.code),
+        code=join_code(parsed.code, parsed.data),
         folder=parsed.data,
         engine=parsed.engine,
         host=parsed.host,
@@ -140,18 +182,21 @@ def options_from(parsed: argparse.Namespace) -> Options:
         link_address=parsed.link_address,
         store_gib=parsed.store_gib,
         models=tuple(parsed.models or [Path.home() / "models"]),
+        power=power_options.limits(parsed),
     )
 
 
-def join_code(text: str) -> JoinCode:
-    """The join code of a command line; ``-`` reads it from the environment.
+def join_code(text: str, folder: Path | None = None) -> JoinCode:
+    """The join code of a command line; ``-`` reads it from the environment or the data folder.
 
     That keeps the token out of the process list, where every user of a host can see it.
 
     Raises:
         BadJoinCode: It cannot be read.
     """
-    return JoinCode.parse(os.environ.get(CODE_VARIABLE, "") if text == "-" else text)
+    if text == "-":
+        text = os.environ.get(CODE_VARIABLE) or service.kept_code(folder or default_folder())
+    return JoinCode.parse(text)
 
 
 async def run(options: Options) -> None:
@@ -160,6 +205,7 @@ async def run(options: Options) -> None:
     Raises:
         ProjectError: Any expected reason why it cannot run.
     """
+    open_files.raise_limit()
     # A second agent in the same folder would end the rpc-server of the first.
     taken = AgentRunning(
         f"another agent uses {options.folder} and serves this device already; stop it, "
@@ -172,20 +218,25 @@ async def run(options: Options) -> None:
 
 
 async def _run(options: Options) -> None:
-    chosen = await _choose_engine(options)
+    inherited, own_engines = engine.inherited(), options.folder / "engines"
+    current = await choose(inherited, explicit=options.engine, own_engines=own_engines)
     agent_id = facts.agent_id(options.folder)
     name = options.name or facts.device_name()
     identity = Identity(options.folder / "identity")
     main_host = MainHost(options.code, identity)
-    server = RpcServer(chosen, options.folder, engine.inherited(), options.threads)
+    battery = facts.battery_reader()
+    server = RpcServer(current, options.folder, inherited, options.threads, battery)
     server.sweep()
     try:
         await main_host.join(agent_id, name)
-        threads = options.threads or facts.default_threads()
-        reader = facts.FactsReader(agent_id, name, chosen, threads)
-        await _serve(options, main_host, identity, server, reader)
+        remember_main_host(options.folder, options.code)
+        reader = facts.FactsReader(
+            agent_id, name, current.engine, server.threads, battery, options.power
+        )
+        await _serve(options, main_host, identity, server, reader, current)
     finally:
         await server.close()
+        await battery.close()
         await main_host.close()
 
 
@@ -195,17 +246,28 @@ async def _serve(
     identity: Identity,
     server: RpcServer,
     reader: facts.FactsReader,
+    current: CurrentEngine,
 ) -> None:
     address = options.host or ports.local_address_towards(main_host.endpoint.rpartition(":")[0])
     listener = _listen(address, options.port, AGENT_PORT, "the agent's REST API")
     link_listener = _listen(address, options.link_port, LINK_PORT, "the link")
-    devices = await _devices(reader.engine)
+    installer = EngineInstaller(
+        options.folder / "engines",
+        Fetcher(lambda: [main_host.endpoint, *options.code.endpoints], identity),
+        current,
+        engine.inherited(),
+        server.idle,
+        server.changed.set,
+    )
+    networks = NetworkReader(known=address)
 
     async def read_facts() -> DeviceFacts:
-        found = await reader.read(devices)
+        reader.engine = current.engine
+        found = await reader.read(current.devices)
+        found = await networks.told(found, far_end.ports)
         # A launch ends a measurement before it takes memory, so plans may count on all of it.
         available_bytes = found.memory_available_bytes + server.reclaimable_bytes()
-        return replace(found, memory_available_bytes=available_bytes)
+        return replace(found, memory_available_bytes=available_bytes, threads=server.threads)
 
     async def compose() -> Heartbeat:
         link_host, _, link_port = (options.link_address or "").rpartition(":")
@@ -213,9 +275,11 @@ async def _serve(
             facts=await read_facts(),
             rpc_server=server.status(),
             rest_port=listener.getsockname()[1],
-            address=options.host or "",
+            # Where the REST API is, should we have come to the main host by another way since.
+            address=options.host or (address if main_host.has_roamed else ""),
             link_port=int(link_port or far_end.port),
             link_address=link_host.strip("[]"),
+            engine_install=installer.status(),
         )
 
     index = GgufIndex(options.folder / "index")
@@ -226,8 +290,14 @@ async def _serve(
         await _stock(options, index),
         lambda: facts.memory()[1],
     )
+    own_doctor = Doctor(
+        lambda: seen_by_agent(
+            options.folder, options.code, listener, far_end.port, read_facts, server.status
+        )
+    )
+    more = [*engine_routes(installer), *doctor_routes(own_doctor)]
     server_web = web.mutual_tls(
-        create_app(server, read_facts),
+        create_app(server, read_facts, more),
         certificate=identity.certificate,
         key=identity.key,
         authority=identity.authority,
@@ -251,10 +321,16 @@ async def _serve(
 
     beating = asyncio.create_task(keep_alive(main_host, compose, server.changed, expire))
     linking = asyncio.create_task(far_end.serve())
+
+    async def addresses() -> list[str]:
+        is_only_one = options.host is not None or await networks.is_ours(main_host.endpoint)
+        return [address] if is_only_one else to_listen_at(await networks.addresses(), address)
+
+    following = asyncio.create_task(far_end.follow(addresses))
     stop_indexing = threading.Event()
     indexing = asyncio.create_task(_index_models(index, options, stop_indexing))
     stopping = asyncio.create_task(_stop_signal(server))
-    tasks = {serving, beating, linking, stopping}
+    tasks = {serving, beating, linking, following, stopping}
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -264,8 +340,11 @@ async def _serve(
         server_web.should_exit = True
         beating.cancel()
         linking.cancel()
+        following.cancel()
         stopping.cancel()
         stop_indexing.set()
+        await own_doctor.close()
+        await installer.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):
                 await asyncio.gather(*tasks, indexing, return_exceptions=True)
@@ -301,27 +380,6 @@ def _end_at_once(server: RpcServer, number: signal.Signals) -> NoReturn:
     server.kill()
     logger.warning("agent.ended_at_once", extra={"signal": number.name})
     os._exit(128 + number)
-
-
-async def _choose_engine(options: Options) -> EngineFacts | None:
-    """The first engine that can serve; else the first one, with its problem; else nothing."""
-    inherited = engine.inherited()
-    found = engine.discover(
-        inherited, explicit=options.engine, own_engines=options.folder / "engines"
-    )
-    inspected = None
-    for candidate in found:
-        inspected = await engine.inspect(candidate, inherited)
-        if not inspected.problem:
-            return inspected
-        logger.warning("engine.unusable", extra={"reason": inspected.problem})
-    return inspected
-
-
-async def _devices(chosen: EngineFacts | None) -> list[GgmlDevice]:
-    if chosen is None or not chosen.has_rpc:
-        return []
-    return await engine.ggml_devices(chosen, engine.inherited())
 
 
 async def _stock(options: Options, index: GgufIndex) -> Stock:

@@ -56,6 +56,8 @@ class NetworkAddress:
     """What leaves this device for other networks leaves through it."""
     link_port: int = 0
     """Where the far end of the link listens at this address; 0: it does not."""
+    has_rdma: bool = False
+    """An active port of an RDMA device has this address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,13 @@ class EngineFacts:
     """Name of the upstream release, such as ``b10516``, if it came from one; else empty."""
     variant: str = ""
     """Of that release's archive, such as ``ubuntu-vulkan-x64``."""
+    has_rdma: bool | None = None
+    """Whether its RPC was built with RDMA; None: not known."""
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether somebody on that host chose it, so that nobody else replaces it."""
+        return self.source in ("setting", "LLAMA_CPP_BIN")
 
 
 class InstallState(StrEnum):
@@ -198,6 +207,8 @@ class RpcServerSpec:
     threads: int | None = None
     devices: list[str] = field(default_factory=list)
     ready_deadline_s: float = 20.0
+    rdma: bool = False
+    """It may agree on RDMA with llama-server; else it keeps to TCP."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """Find the llama.cpp programs on this host and learn what they are."""
 
 import asyncio
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -8,16 +10,28 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from agents import environment, logfile, ports, process
+from agents import engine_rdma, environment, logfile, ports, privatefile, process
 from agents.contract import EngineFacts, GgmlDevice
 from agents.errors import AgentError, EngineMissing, EngineUnusable
 from agents.rpc_protocol import Outcome, Triple, probe
 
 RPC_SERVER_NAMES = ("ggml-rpc-server", "rpc-server")
 """Newest first; renamed in June 2026 (llama.cpp PR 25045)."""
+
+FACTS_FILE = "engine.json"
+"""Beside the programs that we unpacked: the names of their release and variant."""
+
+IN_USE_FILE = "in-use"
+"""In a folder of engines: which one this host was told to use."""
+
+HALF_SUFFIX = ".new"
+"""Of a folder that is still being unpacked, or that did not prove itself."""
+
+SHORTEST_COMMIT = 7
+"""git abbreviates a commit to that many characters or more, as the repository needs."""
 
 _COMMAND_DEADLINE_S = 20.0
 _VERSION = re.compile(
@@ -26,7 +40,44 @@ _VERSION = re.compile(
 _DEVICE = re.compile(
     r"^\s+(?P<name>\S+): (?P<text>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)"
 )
+_RELEASE = re.compile(r"b\d+")
 _MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the programs that we unpacked cannot say of themselves."""
+
+    release: str = ""
+    variant: str = ""
+    build: str = ""
+    """As the main host called it; rpc-server alone has no word for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """The engine that this host was told to use, and the one before, as folders of programs."""
+
+    folder: str
+    before: str = ""
+
+    @classmethod
+    def read(cls, file: Path) -> "InUse | None":
+        """What was written last; None if nothing was, or nothing that can be read."""
+        try:
+            found = json.loads(file.read_text())
+            return cls(str(found["folder"]), str(found.get("before", "")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def write(self, file: Path) -> None:
+        """Remember it, all or nothing.
+
+        Raises:
+            OSError: No permission, or a full disk.
+        """
+        text = json.dumps({"folder": self.folder, "before": self.before})
+        privatefile.write(file, text)
 
 
 def candidates(
@@ -38,10 +89,11 @@ def candidates(
         return
     if named := environ.get("LLAMA_CPP_BIN"):
         yield "LLAMA_CPP_BIN", Path(named)
-    if own_engines is not None and own_engines.is_dir():
-        for folder in sorted(own_engines.iterdir(), reverse=True):
+    if own_engines is not None:
+        if (told := InUse.read(own_engines / IN_USE_FILE)) is not None:
+            yield "main host", Path(told.folder)
+        for folder in installed(own_engines):
             yield "engines folder", folder
-            yield "engines folder", folder / "bin"
     yield "environment", Path(sysconfig.get_path("purelib")) / "bin"
     yield "environment", Path(sys.prefix) / "bin"
     for name in ("llama-server", *RPC_SERVER_NAMES):
@@ -51,6 +103,85 @@ def candidates(
     yield "home folder", home / "llama.cpp" / "build" / "bin"
     for prefix in ("/opt/homebrew", "/usr/local", "/home/linuxbrew/.linuxbrew"):
         yield "Homebrew", Path(prefix) / "opt" / "llama.cpp" / "bin"
+
+
+def installed(own_engines: Path) -> list[Path]:
+    """Folders of programs below one that is ours, the newest build first; none half unpacked."""
+    try:
+        names = sorted((entry.name for entry in own_engines.iterdir()), key=_in_order, reverse=True)
+    except OSError:
+        return []
+    whole = (name for name in names if not name.startswith(".") and not name.endswith(HALF_SUFFIX))
+    found = (programs_folder(own_engines / name) for name in whole)
+    return [folder for folder in found if folder is not None]
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """So that b9999 comes before b10000."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def programs_folder(root: Path) -> Path | None:
+    """The folder of the programs in an unpacked archive: itself, or at most two below."""
+    for folders in ([root], sorted(root.glob("*")), sorted(root.glob("*/*"))):
+        for folder in folders:
+            if any((folder / name).is_file() for name in ("llama-server", *RPC_SERVER_NAMES)):
+                return folder
+    return None
+
+
+def at_folder(folder: Path, source: str) -> EngineFacts | None:
+    """The engine of a folder, without running anything; None if it holds no program."""
+    server = folder / "llama-server"
+    rpc_server = next((folder / n for n in RPC_SERVER_NAMES if (folder / n).is_file()), None)
+    if not server.is_file() and rpc_server is None:
+        return None
+    names = _names(folder)
+    return EngineFacts(
+        folder=str(folder),
+        source=source,
+        llama_server=str(server) if server.is_file() else "",
+        rpc_server=str(rpc_server or ""),
+        build="" if server.is_file() else names.build,
+        release=names.release,
+        variant=names.variant,
+    )
+
+
+def write_names(folder: Path, names: Names) -> None:
+    """Say beside the programs what they are.
+
+    Raises:
+        OSError: No permission, or a full disk.
+    """
+    privatefile.write(folder / FACTS_FILE, json.dumps(asdict(names)))
+
+
+def _names(folder: Path) -> Names:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found = json.loads((folder / FACTS_FILE).read_text())
+        return Names(*(str(found.get(key, "")) for key in ("release", "variant", "build")))
+    return Names()
+
+
+def is_release(build: str) -> bool:
+    """Whether that is the name of an upstream release, as ``b10516``; else it is a commit."""
+    return _RELEASE.fullmatch(build) is not None
+
+
+def is_called(engine: EngineFacts, build: str) -> bool:
+    """Whether an inspected engine is of the build that operators call so."""
+    if is_release(build):
+        return engine.release == build
+    short, long = sorted((engine.build, build), key=len)
+    is_long = len(short) >= SHORTEST_COMMIT
+    return bool(short) and (short == long or (is_long and long.startswith(short)))
+
+
+def name_of(engine: EngineFacts) -> str:
+    """What operators call its build."""
+    return engine.release or engine.build
 
 
 def discover(
@@ -63,19 +194,8 @@ def discover(
     """
     found: dict[str, EngineFacts] = {}
     for source, folder in candidates(environ, explicit=explicit, own_engines=own_engines):
-        server = folder / "llama-server"
-        rpc_server = next((folder / n for n in RPC_SERVER_NAMES if (folder / n).is_file()), None)
-        if not server.is_file() and rpc_server is None:
-            continue
-        found.setdefault(
-            str(folder.resolve()),
-            EngineFacts(
-                folder=str(folder),
-                source=source,
-                llama_server=str(server) if server.is_file() else "",
-                rpc_server=str(rpc_server or ""),
-            ),
-        )
+        if (engine := at_folder(folder, source)) is not None:
+            found.setdefault(str(folder.resolve()), engine)
     if explicit is not None and not found:
         raise EngineMissing(
             f"{explicit} holds neither llama-server nor {RPC_SERVER_NAMES[0]}; "
@@ -129,7 +249,8 @@ async def inspect(engine: EngineFacts, environ: Mapping[str, str]) -> EngineFact
         triple = await measure_protocol(engine, environ)
     except AgentError as exc:
         return replace(engine, problem=str(exc), problem_code=exc.code)
-    return replace(engine, rpc_protocol=str(triple), has_rpc=True)
+    with_rdma = await asyncio.to_thread(engine_rdma.has_rdma, engine.rpc_server)
+    return replace(engine, rpc_protocol=str(triple), has_rpc=True, has_rdma=with_rdma)
 
 
 async def _with_version(engine: EngineFacts, environ: Mapping[str, str]) -> EngineFacts:
@@ -142,6 +263,20 @@ async def _with_version(engine: EngineFacts, environ: Mapping[str, str]) -> Engi
         last = (output.strip().splitlines() or ["no output"])[-1]
         raise EngineUnusable(f"{engine.llama_server} --version failed (status {status}): {last}")
     return replace(engine, version=match["version"], build=match["commit"] or match["version"])
+
+
+async def release_told(engine: EngineFacts, environ: Mapping[str, str]) -> str:
+    """The release that llama-server says it is of, as ``b10516``; empty if it does not say.
+
+    Raises:
+        EngineUnusable: It cannot be executed.
+    """
+    if not engine.llama_server:
+        return ""
+    _, output = await run([engine.llama_server, "--version"], environ)
+    match = _VERSION.search(output)
+    number = (match["build"] or match["version"]) if match else ""
+    return f"b{number}" if number.isdigit() else ""
 
 
 async def _supports_rpc(llama_server: str, environ: Mapping[str, str]) -> bool:

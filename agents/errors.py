@@ -60,6 +60,12 @@ class EngineInUse(AgentError):
     retryable = True
 
 
+class EngineFixed(AgentError):
+    """The device was told which engine to use, so that the main host must not replace it."""
+
+    code = "engine_fixed"
+
+
 class LocalNetworkDenied(AgentError):
     """macOS keeps this program from its own network (errno 65) until somebody allows it."""
 

@@ -1,20 +1,25 @@
 """Facts about this device. Every reading may fail, and then is unknown instead of wrong."""
 
-import asyncio
 import contextlib
-import json
+import logging
 import os
 import platform
-import re
 import secrets
-import shutil
-import socket
-import subprocess
-import sys
+import time
 import uuid
 from pathlib import Path
 
-from agents import __version__, process
+from agents import (
+    __version__,
+    accelerators,
+    cgroups,
+    cores,
+    host_names,
+    mac_figures,
+    power,
+    process,
+    short_commands,
+)
 from agents.contract import DeviceFacts, EngineFacts, GgmlDevice
 
 try:
@@ -22,8 +27,9 @@ try:
 except ImportError:  # a phone without the package
     psutil = None
 
+log = logging.getLogger(__name__)
+
 _KIB = 1024
-_SHORT_COMMAND_S = 5.0
 
 STOPPED_STATES = ("T", "t")
 """Of a process that was stopped (SIGSTOP, a debugger): it does nothing until it is continued."""
@@ -38,18 +44,9 @@ _STATE_LETTERS = {
 }
 
 
-def platform_name() -> str:
-    """``android`` (Termux), ``macos`` or ``linux``. Python before 3.13 says linux on Android."""
-    if hasattr(sys, "getandroidapilevel") or "com.termux" in os.environ.get("PREFIX", ""):
-        return "android"
-    return {"darwin": "macos", "android": "android"}.get(sys.platform, "linux")
-
-
-def device_name() -> str:
-    """Host name; on phones, where that is ``localhost``, the model."""
-    if platform_name() == "android" and (model := _output(["getprop", "ro.product.model"])):
-        return re.sub(r"\W+", "-", model.strip()).strip("-").lower()
-    return socket.gethostname().removesuffix(".local")
+platform_name = host_names.platform_name
+is_phone = host_names.is_phone
+device_name = host_names.device_name
 
 
 def agent_id(folder: Path) -> str:
@@ -65,19 +62,17 @@ def agent_id(folder: Path) -> str:
 
 def usable_cores() -> int:
     """Cores this process may use: fewer than there are, on phones and in containers."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return cores.read().usable
 
 
 def default_threads() -> int:
-    """Threads of the rpc-server: all usable cores on a computer, the fast half on a phone."""
-    return usable_cores() if platform_name() != "android" else max(usable_cores() // 2, 1)
+    """Threads of the rpc-server: all usable cores on a computer, the fast ones on a phone."""
+    return cores.threads_for(cores.read(), is_phone=is_phone())
 
 
 def memory() -> tuple[int, int]:
     """Total and truly available bytes, both capped by the cgroup this process is in."""
-    total, available = _meminfo() or _psutil_memory() or (0, 0)
+    total, available = _meminfo() or _psutil_memory() or _mac_memory() or (0, 0)
     if (limit := _cgroup_room()) is not None:
         total, available = min(total, limit[0]), min(available, limit[1])
     return total, available
@@ -103,6 +98,10 @@ def _psutil_memory() -> tuple[int, int] | None:
     return int(figures.total), int(figures.available)
 
 
+def _mac_memory() -> tuple[int, int] | None:
+    return mac_figures.memory() if platform_name() == "macos" else None
+
+
 def _cgroup_room() -> tuple[int, int] | None:
     """Limit and remaining bytes of the tightest memory cgroup; ``None`` without a limit."""
     rooms = []
@@ -115,29 +114,9 @@ def _cgroup_room() -> tuple[int, int] | None:
 
 
 def _cgroup_files() -> list[tuple[Path, Path]]:
-    root = Path("/sys/fs/cgroup")
-    files = []
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        is_v2 = controllers == ""
-        if not is_v2 and "memory" not in controllers.split(","):
-            continue
-        base = root if is_v2 else root / "memory"
-        names = (
-            ("memory.max", "memory.current")
-            if is_v2
-            else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        )
-        folder = base / path.lstrip("/")
-        for level in (folder, *folder.parents):
-            if level == base.parent:
-                break
-            files.append((level / names[0], level / names[1]))
-    return files
+    v1, v2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
+    found = ((folder, v2 if is_v2 else v1) for folder, is_v2 in cgroups.folders("memory"))
+    return [(folder / names[0], folder / names[1]) for folder, names in found]
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -146,7 +125,8 @@ def resident_bytes(pid: int) -> int | None:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     if psutil is None:
-        return None
+        figures = process.mac_figures_of(pid)
+        return figures.resident_bytes if figures else None
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except Exception:  # noqa: BLE001 - see above
@@ -176,7 +156,8 @@ def cpu_seconds(pid: int) -> float | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     if psutil is None:
-        return None
+        figures = process.mac_figures_of(pid)
+        return figures.cpu_s if figures else None
     try:
         times = psutil.Process(pid).cpu_times()
     except Exception:  # noqa: BLE001 - see above
@@ -205,111 +186,87 @@ def boot_id() -> str:
     """Changes with every boot; empty where the platform does not tell."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return _output(["sysctl", "-n", "kern.bootsessionuuid"]).strip()
-
-
-async def battery() -> tuple[float | None, bool | None, float | None]:
-    """Percent, charging, and temperature in degrees Celsius."""
-    if platform_name() == "android":
-        return await _termux_battery()
-    percent = charging = None
-    if psutil is not None:
-        with contextlib.suppress(Exception):
-            if (state := psutil.sensors_battery()) is not None:
-                percent, charging = float(state.percent), bool(state.power_plugged)
-    return percent, charging, _temperature()
-
-
-async def _termux_battery() -> tuple[float | None, bool | None, float | None]:
-    """Ask Termux:API. It hangs when that app is missing or frozen, hence the time limit."""
-    program = shutil.which("termux-battery-status")
-    if program is None:
-        return None, None, None
-    output = await asyncio.to_thread(_output, [program])
-    try:
-        state = json.loads(output)
-        charging = state.get("plugged", "UNPLUGGED") != "UNPLUGGED"
-        return float(state["percentage"]), charging, float(state["temperature"])
-    except (ValueError, KeyError, TypeError):
-        return None, None, None
-
-
-def _temperature() -> float | None:
-    if psutil is None:
-        return None
-    try:
-        groups = psutil.sensors_temperatures()
-    except Exception:  # noqa: BLE001 - absent on macOS, forbidden on some phones
-        return None
-    return max((float(s.current) for group in groups.values() for s in group), default=None)
-
-
-def _output(argv: list[str]) -> str:
-    """Output of a short command, or nothing: missing, failing and hanging ones are all unknown."""
-    try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=_SHORT_COMMAND_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    if platform_name() != "macos":
         return ""
-    return done.stdout
+    return short_commands.output(["sysctl", "-n", "kern.bootsessionuuid"]).strip()
 
 
 class FactsReader:
     """Reads the facts; what is slow to learn (battery, devices) is remembered for a while."""
 
-    BATTERY_EVERY_S = 60.0
-
     def __init__(
-        self, agent_id: str, name: str, engine: EngineFacts | None, threads: int = 0
+        self,
+        agent_id: str,
+        name: str,
+        engine: EngineFacts | None,
+        threads: int = 0,
+        battery: power.BatteryReader | None = None,
+        limits: power.Limits | None = None,
     ) -> None:
+        """``battery`` is shared with whoever else asks for it; ``limits`` are its owner's."""
         self._agent_id = agent_id
         self._threads = threads
         self.name = name
         self.engine = engine
         self._boot_id = boot_id()
         self._agent_start = secrets.token_hex(8)
-        self._battery: tuple[float | None, bool | None, float | None] = (None, None, None)
-        self._battery_read_at = float("-inf")
-        self._asking: asyncio.Task[None] | None = None
+        self._battery = battery or battery_reader()
+        self._limits = limits or power.Limits()
+        self._condition = power.Condition()
+        self._has_asked = False
+        self._accelerators = accelerators.found(platform_name(), platform.machine())
 
     async def read(self, ggml_devices: list[GgmlDevice]) -> DeviceFacts:
         """Facts as of now, with the ggml devices that the engine reported."""
-        await self._look_at_battery()
+        battery = await self._look_at_battery()
+        condition = self._judged(battery)
         total, available = memory()
-        percent, charging, temperature = self._battery
+        usable = cores.read()
         return DeviceFacts(
             agent_id=self._agent_id,
             name=self.name,
             platform=platform_name(),
             machine=platform.machine(),
             boot_id=self._boot_id,
-            cores=usable_cores(),
+            cores=usable.usable,
             threads=self._threads,
             memory_total_bytes=total,
             memory_available_bytes=available,
             ggml_devices=ggml_devices,
             engine=self.engine,
-            battery_percent=percent,
-            battery_charging=charging,
-            temperature_c=temperature,
+            battery_percent=battery.percent,
+            battery_charging=battery.is_charging,
+            temperature_c=battery.temperature_c,
             load_average=load_average(),
             agent_version=__version__,
             agent_start=self._agent_start,
+            fast_cores=None if usable.fast is None else len(usable.fast),
+            parked=condition.parked,
+            derate=condition.derate,
+            derate_reason=condition.derate_reason,
+            accelerators=list(self._accelerators),
         )
 
-    async def _look_at_battery(self) -> None:
+    async def _look_at_battery(self) -> power.Battery:
         """Ask now and then. Only the first reader waits: it takes a phone seconds, and what
         happened to its rpc-server has to be told at once.
         """
-        now = asyncio.get_running_loop().time()
-        if now - self._battery_read_at < self.BATTERY_EVERY_S:
-            return
-        is_first = self._asking is None
-        self._battery_read_at = now
-        self._asking = asyncio.create_task(self._ask_battery())
-        if is_first:
-            await asyncio.wait({self._asking})
+        if self._has_asked:
+            self._battery.refresh()
+            return self._battery.last()
+        self._has_asked = True
+        return await self._battery.read()
 
-    async def _ask_battery(self) -> None:
-        self._battery = await battery()
+    def _judged(self, battery: power.Battery) -> power.Condition:
+        found = power.judge(self._condition, battery, self._limits, is_phone=is_phone())
+        if bool(found.parked) != bool(self._condition.parked):
+            change = "device.parked" if found.parked else "device.unparked"
+            level = logging.WARNING if found.parked else logging.INFO
+            log.log(level, change, extra={"reason": found.parked} if found.parked else {})
+        self._condition = found
+        return found
+
+
+def battery_reader() -> power.BatteryReader:
+    """For this platform."""
+    return power.BatteryReader(platform_name(), time.monotonic)

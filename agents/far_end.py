@@ -9,7 +9,7 @@ import logging
 import socket
 import ssl
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,8 @@ from typing import Final
 from agents.contract import SUPERVISOR_NAME, RpcServerStatus, WorkerState
 from agents.errors import LinkLost, LinkRefused
 from agents.free_memory import give_back
-from agents.link_frames import Hello, OfferedDevice, Welcome
+from agents.link_frames import MEASURING, Hello, OfferedDevice, Welcome
+from agents.link_listeners import Listeners
 from agents.link_session import Admission, Session, Stock
 from agents.rpc_server import RpcServer
 
@@ -34,7 +35,6 @@ _WORKER_S: Final = 30.0
 """For the rpc-server of a launch that calls before its agent was told to start it."""
 _TAKEOVER_S: Final = 2.0
 """The same while another launch has the device: it is likelier refused than next."""
-_ACCEPT_PAUSE_S: Final = 0.1
 
 
 def server_context(certificate: Path, key: Path, authority: Path) -> ssl.SSLContext:
@@ -59,7 +59,8 @@ class FarEnd:
         stock: Stock,
         available_bytes: Callable[[], int],
     ) -> None:
-        self._listener = listener
+        """``listener`` faces the main host; see :meth:`follow` for more."""
+        self._listeners = Listeners(listener, self._take)
         self._context = context
         self._rpc_server = rpc_server
         self._stock = stock
@@ -70,27 +71,26 @@ class FarEnd:
 
     @property
     def port(self) -> int:
-        return int(self._listener.getsockname()[1])
+        return self._listeners.port
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Port by address, of all that it listens at."""
+        return self._listeners.ports
+
+    async def follow(self, wanted: Callable[[], Awaitable[Iterable[str]]]) -> None:
+        """Listen at these addresses too, as they come and go. Runs for ever."""
+        await self._listeners.keep_following(wanted)
 
     async def serve(self) -> None:
         """Accept until cancelled; then nothing of any link is left."""
-        loop = asyncio.get_running_loop()
-        self._listener.setblocking(False)
         try:
-            while True:
-                try:
-                    caller, _ = await loop.sock_accept(self._listener)
-                except OSError as exc:  # out of descriptors, or the caller is gone already
-                    log.warning("link.not_accepted", extra={"reason": str(exc)})
-                    await asyncio.sleep(_ACCEPT_PAUSE_S)
-                    continue
-                self._take(caller)
+            await self._listeners.serve()
         finally:
             for task in list(self._unproven):
                 task.cancel()
             for session in list(self._sessions):
                 session.close(LinkLost("the agent ends"))
-            self._listener.close()
 
     def end_launch(self, reason: str) -> None:
         """Cut the link of the launch that has the device, if any."""
@@ -158,6 +158,9 @@ class FarEnd:
         Raises:
             LinkRefused: Another has it, or it does not come up; says who, or why.
         """
+        if hello.launch == MEASURING:
+            self._refuse_measuring()
+            return Admission(0, Welcome(stores=False))
         usage = self._stock.store.usage()
         store = Welcome(stored_chunks=usage.chunks, stores=usage.cap_bytes > 0)
         if hello.launch == 0:
@@ -173,10 +176,24 @@ class FarEnd:
             # Its rpc-server is gone: the supervisor gave the device to a newer launch.
             self._holder.close(LinkLost(f"launch {hello.launch} took the device over"))
         self._holder = session
+        self._end_measuring(f"launch {hello.launch} took the device")
         devices = self._devices(status)
         log.info("link.admitted", extra={"launch": hello.launch, "main_host": hello.main_host})
         welcome = replace(store, rpc_protocol=status.rpc_protocol, devices=devices)
         return Admission(status.port, welcome)
+
+    def _refuse_measuring(self) -> None:
+        """Nobody measures a wire that a launch waits for."""
+        status = self._rpc_server.status()
+        if self._holder is not None or status.state in (WorkerState.STARTING, WorkerState.READY):
+            raise _in_use(status.generation, status.main_host)
+        if status.is_measuring:
+            raise LinkRefused("its speed is being measured; measure its wires after that")
+
+    def _end_measuring(self, reason: str) -> None:
+        for session in list(self._sessions):
+            if session.hello is not None and session.hello.launch == MEASURING:
+                session.close(LinkLost(reason))
 
     def _refuse_unless_its(self, hello: Hello, status: RpcServerStatus) -> None:
         is_up = status.state in (WorkerState.STARTING, WorkerState.READY)

@@ -26,7 +26,7 @@ from tenacity import (
     wait_random,
 )
 
-from agents import privatefile, tls
+from agents import local_network, privatefile, tls
 from agents.contract import (
     SUPERVISOR_NAME,
     Heartbeat,
@@ -38,11 +38,13 @@ from agents.contract import (
 from agents.errors import (
     BadJoinCode,
     JoinRefused,
+    LocalNetworkDenied,
     MainHostNotTrusted,
     MainHostUnreachable,
     RemovedByMainHost,
 )
 from agents.lease import Lease
+from agents.own_networks import own_addresses
 
 log = logging.getLogger(__name__)
 
@@ -140,11 +142,15 @@ class Identity:
 class MainHost:
     """Client of the supervisor's join and heartbeat address."""
 
-    def __init__(self, code: JoinCode, identity: Identity) -> None:
+    def __init__(self, code: JoinCode, identity: Identity, platform: str = "") -> None:
+        """``platform``: as ``facts.platform_name`` has it, which is the default."""
+        self._platform = platform
         self._code = code
         self._identity = identity
         self._client: httpx.AsyncClient | None = None
         self._stream: Any = None
+        self._failures = 0
+        self._first_endpoint = ""
         self.endpoint = code.endpoints[0]
 
     async def join(self, agent_id: str, name: str) -> None:
@@ -154,13 +160,13 @@ class MainHost:
         nobody is there to start the agent again.
 
         Raises:
-            MainHostUnreachable: Nobody answered a new device for 30 seconds.
+            MainHostUnreachable, LocalNetworkDenied: No answer to a new device for 30 seconds.
             MainHostNotTrusted: Somebody else answered.
             JoinRefused: The token is wrong, used up or expired.
         """
         is_member = self._identity.belongs_to(self._code.fingerprint)
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(MainHostUnreachable),
+            retry=retry_if_exception_type((MainHostUnreachable, LocalNetworkDenied)),
             wait=wait_exponential(0.25, max=1) + wait_random(0, _LONGEST_RETRY_S - 1),
             stop=stop_never if is_member else stop_after_delay(_JOIN_PATIENCE_S),
             before_sleep=_warn_once,
@@ -180,7 +186,7 @@ class MainHost:
 
     async def _authority(self) -> str:
         """Certificate of the authority, from the first endpoint that answers."""
-        failures = []
+        failures, denied = [], None
         for endpoint in self._code.endpoints:
             self.endpoint = endpoint
             try:
@@ -189,6 +195,7 @@ class MainHost:
                 seen = tls.fingerprint(response.text)
             except (httpx.HTTPError, ssl.SSLError) as exc:
                 failures.append(f"{endpoint}: {str(exc) or type(exc).__name__}")
+                denied = denied or await self._denial(exc, endpoint)
                 continue
             except ValueError:
                 seen = "(no certificate)"
@@ -198,16 +205,21 @@ class MainHost:
                 f"{endpoint} shows fingerprint {seen}, the join code says "
                 f"{self._code.fingerprint}; get a new join code from the main host"
             )
+        if denied is not None:
+            raise denied
         raise MainHostUnreachable(
             f"no main host answers ({'; '.join(failures)}); check that 'supervisor up' runs "
             "there, that both are on one network, and that no firewall blocks the port"
         )
 
+    async def _denial(self, exc: Exception, endpoint: str) -> LocalNetworkDenied | None:
+        return await local_network.denial(exc, endpoint, platform=self._platform, own=own_addresses)
+
     async def heartbeat(self, message: Heartbeat) -> HeartbeatReply:
         """Send one heartbeat.
 
         Raises:
-            MainHostUnreachable: No answer; the caller tries again.
+            MainHostUnreachable, LocalNetworkDenied: No answer; the caller tries again.
             RemovedByMainHost: This device was removed there.
         """
         if self._client is None:
@@ -222,15 +234,38 @@ class MainHost:
                     "/heartbeat", json=asdict(message), extensions=_SNI
                 )
         except (httpx.HTTPError, TimeoutError) as exc:
-            raise MainHostUnreachable(f"{self.endpoint}: {str(exc) or type(exc).__name__}") from exc
+            failed = self.endpoint
+            await self._try_another()
+            if denied := await self._denial(exc, failed):
+                raise denied from exc
+            raise MainHostUnreachable(f"{failed}: {str(exc) or type(exc).__name__}") from exc
         if response.status_code in (401, 403):
             # Otherwise a new code would not help: we would show the refused certificate again.
             self._identity.forget()
             raise RemovedByMainHost(_detail(response))
         if response.status_code != 200:
             raise MainHostUnreachable(_detail(response))
+        self._failures, self._first_endpoint = 0, self._first_endpoint or self.endpoint
         self._stream = response.extensions.get("network_stream")
         return read(HeartbeatReply, response.json())
+
+    @property
+    def has_roamed(self) -> bool:
+        """It was heard last at another address of it than at first."""
+        return bool(self._first_endpoint) and self.endpoint != self._first_endpoint
+
+    async def _try_another(self) -> None:
+        """Turn to the next address of the main host; to the steady one again every other time."""
+        self._failures += 1
+        steady, others = self._first_endpoint or self.endpoint, self._code.endpoints
+        others = tuple(each for each in others if each != steady)
+        if not others:
+            return
+        turn, is_odd = divmod(self._failures, 2)
+        self.endpoint = others[turn % len(others)] if is_odd else steady
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
 
     def has_hung_up(self) -> bool:
         """Whether it has closed the connection of the last heartbeat: it ended, or its host did."""
@@ -285,7 +320,7 @@ async def keep_alive(
         asked_at_s = clock()
         try:
             reply = await main_host.heartbeat(await compose())
-        except MainHostUnreachable as exc:
+        except (MainHostUnreachable, LocalNetworkDenied) as exc:
             if not failures:
                 log.warning("main_host.lost", extra={"reason": str(exc)})
             failures += 1

@@ -36,6 +36,10 @@ _OPEN: Final = struct.Struct("<I?")
 _BASE: Final = struct.Struct("<QQ")
 
 
+MEASURING: Final = -1
+"""In place of a launch: only to measure the wire. An agent that does not know it refuses."""
+
+
 class Kind(IntEnum):
     """What a frame is; the comment tells who sends it, and its body."""
 
@@ -56,6 +60,7 @@ class Kind(IntEnum):
     SEED = 15  # near: name and bytes of a chunk to store
     STORED = 16  # far: name of a chunk that was sent as a seed, and whether it is here now
     BASE = 17  # far: handle and base address of a buffer, before the ANSWER that tells the handle
+    ECHO = 18  # near: a number and bytes to be thrown away; far: the number
 
 
 _MOST_BYTES: Final[Mapping[int, int]] = {
@@ -76,6 +81,7 @@ _MOST_BYTES: Final[Mapping[int, int]] = {
     Kind.SEED: NAME_BYTES + CHUNK_BYTES,
     Kind.STORED: NAME_BYTES + 1,
     Kind.BASE: _BASE.size,
+    Kind.ECHO: _U32.size + DATA_BYTES,
 }
 MOST_FRAME_BYTES: Final = HEADER_BYTES + max(_MOST_BYTES.values())
 
@@ -118,7 +124,7 @@ def header(kind: Kind, size_bytes: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What the near end wants. ``launch`` 0: only to fill the store."""
+    """What the near end wants. ``launch`` 0: only to fill the store; ``MEASURING``: only that."""
 
     launch: int
     main_host: str

@@ -15,6 +15,7 @@ from agents.contract import read
 from agents.errors import LinkFraming, LinkLost, LinkRefused, ProjectError
 from agents.link_frames import (
     LINK_PROTOCOL,
+    MEASURING,
     Frame,
     Hello,
     Kind,
@@ -145,6 +146,9 @@ class Session:
                 self._on_offer(read_offer(frame.body))
             case Kind.SEED:
                 self._on_seed(*read_seed(frame.body))
+            case Kind.ECHO if self.hello.launch == MEASURING:
+                number, _ = read_numbered(frame.body, frame.kind)
+                self.link.send(Kind.ECHO, pack_number(number))
             case _:
                 raise LinkFraming(f"{frame.kind.name} is not for a far end")
 

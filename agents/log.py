@@ -11,6 +11,8 @@ import time
 from contextvars import ContextVar
 from typing import Any, TextIO
 
+from agents import host_names
+
 current_launch: ContextVar[str] = ContextVar("current_launch", default="")
 """Set by whoever works on a launch; inherited by the tasks it starts."""
 
@@ -21,7 +23,8 @@ _CONTEXT = ("host", "process_name", "launch")
 class _Context(logging.Filter):
     def __init__(self, process_name: str) -> None:
         super().__init__()
-        self._host = socket.gethostname()
+        name = socket.gethostname()
+        self._host = host_names.device_name() if name == "localhost" else name  # as on all phones
         self._process_name = process_name
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -35,6 +35,10 @@ Spawn = Callable[[int], Awaitable[process.Child]]
 """Starts a private rpc-server on a port of loopback."""
 
 
+async def _unknown() -> None:
+    """The temperature, where nobody knows it."""
+
+
 class Measurement:
     """One measurement: a task of its own, so that nobody who listens to it can hinder its end."""
 
@@ -44,6 +48,7 @@ class Measurement:
         spec: MeasurementSpec,
         names: Sequence[str],
         on_end: Callable[[], None],
+        temperature_c: Callable[[], Awaitable[float | None]] = _unknown,
     ) -> None:
         """Begin to measure the ggml devices ``names``, in the order of the rpc-server.
 
@@ -55,6 +60,7 @@ class Measurement:
         self._spec = spec
         self._names = names
         self._on_end = on_end
+        self._temperature_c = temperature_c
         self._child: process.Child | None = None
         self._interrupted_by: str | None = None
         self._updates: asyncio.Queue[MeasurementUpdate | None] = asyncio.Queue()
@@ -125,7 +131,7 @@ class Measurement:
     async def _measure_one(
         self, number: int, name: str, port: int, left_s: float
     ) -> MeasuredGgmlDevice:
-        _, _, before_c = await facts.battery()
+        before_c = await self._temperature_c()
         spec = DeviceSpec(
             types=tuple(self._spec.types),
             n_embd=self._spec.n_embd,
@@ -142,7 +148,7 @@ class Measurement:
             self._updates.put_nowait(MeasurementProgress(step, all_done, name))
 
         found = await measure_device(LOOPBACK, port, spec, progress=tell)
-        _, _, after_c = await facts.battery()
+        after_c = await self._temperature_c()
         return MeasuredGgmlDevice(
             name=name, temperature_before_c=before_c, temperature_after_c=after_c, **asdict(found)
         )

@@ -83,9 +83,17 @@ def hold(port: int) -> Reservation:
     return Reservation(port, lock)
 
 
+def _lock_folder() -> Path:
+    """One that all programs of this user share; phones have no ``/tmp``."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:
+        return Path.home()
+
+
 def _try_lock(port: int) -> int | None:
     user = os.getuid()
-    path = Path(tempfile.gettempdir()) / f"llama-rpc-supervisor-{user}-port-{port}.lock"
+    path = _lock_folder() / f"llama-rpc-supervisor-{user}-port-{port}.lock"
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

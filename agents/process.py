@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
-from agents import logfile, privatefile
+from agents import logfile, mac_figures, privatefile
 from agents.errors import EngineMissing, EngineUnusable, FolderNotWritable
 
 log = logging.getLogger(__name__)
@@ -24,14 +24,19 @@ log = logging.getLogger(__name__)
 # Both guards become the program by exec, so they cost no process. They ask Linux to signal the
 # child when its parent dies, which covers kill -9 of the parent. preexec_fn could do the same but
 # is unsafe in a process with threads. Elsewhere the record of children is swept at next start.
-# setpriv (util-linux) takes 1 ms, Python 9 ms.
+# setpriv (util-linux) takes 1 ms, Python 9 ms. Android may forbid to ask, which must not keep the
+# program from starting.
 _LAUNCHER = """\
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, int(sys.argv[2]), 0, 0, 0)
+import os, sys
+try:
+    import ctypes
+    ctypes.CDLL(None).prctl(1, int(sys.argv[2]), 0, 0, 0)
+except Exception: pass
 if os.getppid() != int(sys.argv[1]): sys.exit(1)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-_SETPRIV = shutil.which("setpriv")
+_IS_ANDROID = sys.platform == "android" or hasattr(sys, "getandroidapilevel")
+_SETPRIV = None if _IS_ANDROID else shutil.which("setpriv")
 
 STOPPED: Final = ("T", "t")
 """States of a process that somebody stopped, or debugs."""
@@ -195,7 +200,7 @@ async def spawn(
     if not os.access(program, os.X_OK):
         raise EngineUnusable(f"{program} is not executable; run chmod +x on it")
     command = list(argv)
-    if sys.platform == "linux" and parent_death_signal is not None:
+    if (sys.platform == "linux" or _IS_ANDROID) and parent_death_signal is not None:
         command = [*_guard(parent_death_signal), *argv]
     with _open_log(log_path) as log_file:
         process = await asyncio.create_subprocess_exec(
@@ -243,7 +248,7 @@ def start_mark(pid: int) -> str:
     """Something that differs between two processes which had the same pid; empty if unknown.
 
     Linux and Android: start time in clock ticks since boot, field 22 of ``/proc/PID/stat`` (wall
-    clock figures shift when the clock is set). Elsewhere: psutil, where it is installed.
+    clock figures shift when the clock is set). Elsewhere: psutil, or ``ps`` of a Mac.
     """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -254,7 +259,13 @@ def start_mark(pid: int) -> str:
 
         return str(psutil.Process(pid).create_time())
     except Exception:  # noqa: BLE001 - psutil raises its own types, and may be absent
-        return ""
+        figures = mac_figures_of(pid)
+        return figures.started if figures else ""
+
+
+def mac_figures_of(pid: int) -> mac_figures.Figures | None:
+    """What a Mac tells of a process without psutil; elsewhere nothing."""
+    return mac_figures.process(pid) if sys.platform == "darwin" else None
 
 
 def state_letter(pid: int) -> str:
@@ -262,7 +273,8 @@ def state_letter(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
-        return ""
+        figures = mac_figures_of(pid)
+        return figures.state if figures else ""
 
 
 def _is_running(record: ChildRecord) -> bool:

@@ -5,22 +5,24 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from agents import environment, facts, ports, process
+from agents.awake import Awake
 from agents.child_watch import ChildWatch
 from agents.command import rpc_server_argv
 from agents.contract import (
-    EngineFacts,
     GgmlDevice,
     MeasurementSpec,
     RpcServerSpec,
     RpcServerStatus,
     WorkerState,
 )
+from agents.current_engine import CurrentEngine
 from agents.errors import (
+    EngineInUse,
     EngineMissing,
     EngineWithoutRpc,
     MeasurementRefused,
@@ -28,8 +30,10 @@ from agents.errors import (
     StaleGeneration,
 )
 from agents.measuring import LOOPBACK, Measurement
+from agents.power import BatteryReader
 from agents.readiness import exit_text, prove
 from agents.rpc_protocol import DeviceMemory
+from agents.worker_threads import WorkerThreads
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +52,24 @@ class RpcServer:
 
     def __init__(
         self,
-        engine: EngineFacts | None,
+        current: CurrentEngine,
         folder: Path,
         inherited: Mapping[str, str],
         threads: int | None = None,
+        battery: BatteryReader | None = None,
     ) -> None:
-        self._engine = engine
-        self._threads = threads
+        """``threads``: of every rpc-server, unless a launch asks for others; None: as many as
+        suit the cores that may be used when it starts.
+        """
+        self._current = current
+        self._threads = WorkerThreads(threads, is_phone=facts.is_phone())
         self._logs = folder / "logs"
         self._ledger = process.ChildLedger(folder / "children.json")
         self._environment = environment.for_engine(inherited, {"GGML_NO_BACKTRACE": "1"})
         self._status = RpcServerStatus(WorkerState.STOPPED)
         self._child: process.Child | None = None
         self._child_watch: ChildWatch | None = None
+        self._awake = Awake()
         self._watcher: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
         self._reservation: ports.Reservation | None = None
@@ -68,6 +77,7 @@ class RpcServer:
         self._spec: RpcServerSpec | None = None
         self._devices: tuple[DeviceMemory, ...] = ()
         self._starts = 0
+        self._battery = battery or facts.battery_reader()
         self._over = -1
         self._news = asyncio.Event()
         self._settled = asyncio.Event()
@@ -97,6 +107,12 @@ class RpcServer:
             oom_kills=watch.oom_kills(),
             process_state=watch.state(),
         )
+
+    @property
+    def threads(self) -> int:
+        """Of the rpc-server that runs; else those that the next one would get."""
+        is_up = self._child is not None and self._child.exit_status is None
+        return self._threads.latest if is_up else self._threads.next()
 
     def log_path(self) -> Path | None:
         """Log of the present or the last rpc-server."""
@@ -151,6 +167,22 @@ class RpcServer:
             await self._end()
             self._become(replace(self._status, state=WorkerState.STOPPED, pid=None, detail=reason))
             return True
+
+    @contextlib.asynccontextmanager
+    async def idle(self) -> AsyncIterator[None]:
+        """Start nothing for as long as the block takes; a measurement is ended first.
+
+        Raises:
+            EngineInUse: Something runs.
+        """
+        async with self._one_at_a_time:
+            if self._status.state in (WorkerState.STARTING, WorkerState.READY):
+                raise EngineInUse(
+                    f"the rpc-server of launch {self._status.generation} is {self._status.state}; "
+                    "the engine is changed when it has ended"
+                )
+            await self._end_measurement("a change of the engine")
+            yield
 
     async def wait_while_starting(self, timeout_s: float) -> RpcServerStatus:
         """Status once it is no longer starting, or after ``timeout_s`` seconds."""
@@ -215,9 +247,14 @@ class RpcServer:
             async def spawn(port: int) -> process.Child:
                 return await self._spawn("measuring", LOOPBACK, port, None, ggml_devices)
 
-            self._measurement = Measurement(spawn, spec, ggml_devices, self.changed.set)
+            self._measurement = Measurement(
+                spawn, spec, ggml_devices, self.changed.set, self._temperature_c
+            )
             self.changed.set()
             return self._measurement
+
+    async def _temperature_c(self) -> float | None:
+        return (await self._battery.read()).temperature_c
 
     def reclaimable_bytes(self) -> int:
         """Memory that a measurement holds and a launch would get back."""
@@ -250,7 +287,9 @@ class RpcServer:
         port = self._reservation.port
         self._spec, self._devices = spec, ()
         name = f"rpc-server-{spec.generation}"
-        child = self._child = await self._spawn(name, spec.host, port, spec.threads, spec.devices)
+        child = self._child = await self._spawn(
+            name, spec.host, port, spec.threads, spec.devices, rdma=spec.rdma
+        )
         watch = ChildWatch(child, str(spec.generation), self.changed.set)
         self._child_watch = watch
         self._become(
@@ -262,26 +301,39 @@ class RpcServer:
                 port=port,
                 pid=child.pid,
                 argv=child.argv,
-                environment=environment.relevant(self._environment),
+                environment=environment.relevant(self._environment_with(rdma=spec.rdma)),
             )
         )
         self._watcher = asyncio.create_task(
             self._watch(child, watch, spec.host, port, spec.ready_deadline_s)
         )
+        await self._awake.hold(child.pid)
+
+    def _environment_with(self, *, rdma: bool) -> dict[str, str]:
+        """RDMA is negotiated by llama.cpp itself wherever it can be, unless it is told not to."""
+        return self._environment if rdma else {**self._environment, "GGML_RPC_NO_RDMA": "1"}
 
     async def _spawn(
-        self, log_name: str, host: str, port: int, threads: int | None, devices: Sequence[str]
+        self,
+        log_name: str,
+        host: str,
+        port: int,
+        threads: int | None,
+        devices: Sequence[str],
+        *,
+        rdma: bool = False,
     ) -> process.Child:
-        threads = threads or self._threads or facts.default_threads()
-        argv = rpc_server_argv(self._program(), host, port, threads, devices)
+        argv = rpc_server_argv(self._program(), host, port, self._threads.choose(threads), devices)
         self._starts += 1
         log_path = self._logs / f"{log_name}.{os.getpid()}.{self._starts}.log"
-        return await self._ledger.spawn(
-            "rpc-server", argv, log_path=log_path, environment=self._environment
+        child = await self._ledger.spawn(
+            "rpc-server", argv, log_path=log_path, environment=self._environment_with(rdma=rdma)
         )
+        self._threads.place(child.pid)
+        return child
 
     def _program(self) -> str:
-        engine = self._engine
+        engine = self._current.engine
         if engine is None:
             raise EngineMissing(
                 "no llama.cpp programs on this device; install a build with RPC, "
@@ -328,6 +380,7 @@ class RpcServer:
             self._watcher = None
         if self._child is not None:
             await _stop(self._child)
+        await self._awake.release()
         if self._reservation is not None:
             self._reservation.release()
             self._reservation = None

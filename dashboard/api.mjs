@@ -5,6 +5,7 @@ const TIMEOUT_MS = 20_000;
 const PLAN_TIMEOUT_MS = 120_000;
 const STREAM_EVENTS = [
   "snapshot", "device", "device_removed", "deployment", "deployment_removed", "request", "traffic",
+  "engine_change",
 ];
 
 export class ApiError extends Error {
@@ -74,6 +75,15 @@ export const api = {
   /** Server-sent events; the caller reads them with `eventsOf`. */
   measureDevice: (/** @type {string} */ id) => send("POST", `${device(id)}/measure`),
 
+  /** What the doctor finds on a device; without a name: everywhere. */
+  check: (name = "") => request("GET", `/api/doctor${name && `?${query({ device: name })}`}`, undefined, PLAN_TIMEOUT_MS),
+
+  engines: () => request("GET", "/api/engine-builds"),
+  /** Server-sent events, as for `measureDevice`. */
+  installEngine: (build = "") => send("POST", "/api/engine-builds", build ? { build } : {}),
+  engineChange: () => request("GET", "/api/engine-change"),
+  useEngine: (/** @type {string} */ build) => send("POST", "/api/engine-change", { build }),
+
   launch: (/** @type {object} */ spec) => request("POST", "/api/deployments", spec, PLAN_TIMEOUT_MS),
   replace: (/** @type {string} */ id, /** @type {object} */ spec) => request("PUT", deployment(id), spec, PLAN_TIMEOUT_MS),
   start: (/** @type {string} */ id) => request("POST", `${deployment(id)}/start`),
@@ -121,6 +131,24 @@ export async function* eventsOf(response) {
   } finally {
     await reader.cancel().catch(() => {});
   }
+}
+
+/**
+ * Follow work to its result. Who leaves ends it.
+ * @param {Response} response @param {(progress: any) => void} tell @param {string} broken what to say when it breaks off
+ */
+export async function resultOf(response, tell, broken) {
+  try {
+    for await (const { type, data } of eventsOf(response)) {
+      const body = JSON.parse(data);
+      if (type === "progress") tell(body);
+      if (type === "problem") throw new ApiError(body.code, body.detail, body.status);
+      if (type === "result") return body;
+    }
+  } catch (error) {
+    if (error instanceof ApiError) throw error;
+  }
+  throw new ApiError("unreachable", broken);
 }
 
 /** @param {string} block */

@@ -1,6 +1,6 @@
 // @ts-check
 // Values as words. Pure; the clock is an argument.
-/** @import { Deployment, Facts, Link } from "./types.mjs" */
+/** @import { Deployment, Engine, Facts, Link } from "./types.mjs" */
 
 const MIB = 1024 ** 2;
 const GIB = 1024 ** 3;
@@ -15,6 +15,14 @@ export function bytes(count) {
   // The unit changes where the rounded figure would reach 1024 of the smaller one.
   if (count >= 1023.5 * MIB) return `${(count / GIB).toFixed(1)} GiB`;
   return count > 0 && count < MIB / 2 ? "under 1 MiB" : `${Math.round(count / MIB)} MiB`;
+}
+
+/** Of a network, as networks are sold. @param {number | null | undefined} bytes_per_s */
+export function bitRate(bytes_per_s) {
+  if (!isNumber(bytes_per_s)) return UNKNOWN;
+  const mbit = bytes_per_s * 8e-6;
+  if (mbit >= 999.5) return `${(mbit / 1000).toFixed(1)} Gbit/s`;
+  return mbit >= 9.95 ? `${Math.round(mbit)} Mbit/s` : `${mbit.toFixed(1)} Mbit/s`;
 }
 
 /** How long something took. @param {number | null | undefined} seconds */
@@ -75,6 +83,16 @@ export function linkWords(link) {
   if (link.round_trip_ms !== null) parts.push(`round trip ${milliseconds(link.round_trip_ms)}`);
   if (link.wire_share !== null) parts.push(`${Math.round(link.wire_share * 100)} % of its time on the wire`);
   return parts.join(" · ");
+}
+
+/** @param {Engine | null | undefined} engine */
+export const engineWords = (engine) =>
+  (engine ? [buildWords(engine), engine.variant, engine.rpc_protocol && `RPC ${engine.rpc_protocol}`].filter(Boolean).join(" · ") : "none");
+
+/** The release with its commit, as far as they are known. @param {Engine} engine */
+function buildWords({ release, build, version }) {
+  if (release && build && release !== build) return `${release} (${build})`;
+  return release || build || version || "unknown build";
 }
 
 /** @type {Record<string, string>} */

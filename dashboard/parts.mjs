@@ -9,9 +9,10 @@ import { ask } from "./state.mjs";
 /** Colour of each state; the word is always beside it. @type {Record<string, string>} */
 const TONES = {
   connecting: "busy", connected: "good", disconnected: "bad",
-  ready: "good", suspect: "warn", lost: "bad", unusable: "bad", incompatible: "bad",
+  ready: "good", installing: "busy", suspect: "warn", lost: "bad", unusable: "bad", incompatible: "bad",
   pending: "busy", fetching: "busy", starting: "busy", stopping: "busy",
   degraded: "warn", backoff: "warn", failed: "bad",
+  ok: "good", warning: "warn", blocks: "bad",
 };
 
 /** @param {string} state */

@@ -3,18 +3,27 @@
 
 /**
  * @typedef {{path?: string, llama_server?: string, version: string, build: string, rpc_protocol: string,
- *   problem: string}} Engine
+ *   problem: string, release?: string, variant?: string}} Engine
+ * @typedef {{build: string, state: "fetching" | "proving" | "ready" | "failed", done_bytes: number, total_bytes: number,
+ *   detail: string}} EngineInstall
+ * @typedef {{check: string, title: string, verdict: "ok" | "warning" | "blocks" | "unknown", found: string,
+ *   remedy: string}} Finding
+ * @typedef {{device: string, findings: Finding[]}} Checked what the doctor found on one device
+ * @typedef {{near: string, far: string, kind: string, interface: string, round_trip_ms: number | null,
+ *   up_bytes_per_s: number | null, in_use: boolean, problem: string}} Wire
  * @typedef {{name: string, description: string, total_bytes: number, free_bytes: number}} GgmlDevice
  * @typedef {{platform: string, machine: string, cores: number, memory_total_bytes: number,
  *   memory_available_bytes: number, ggml_devices: GgmlDevice[], engine: Engine | null,
  *   battery_percent: number | null, battery_charging: boolean | null,
- *   temperature_c: number | null, agent_start?: string}} Facts
+ *   temperature_c: number | null, agent_start?: string, fast_cores?: number | null, derate?: number,
+ *   derate_reason?: string, wires?: Finding[]}} Facts
  * @typedef {{state: string, host: string, port: number, pid: number | null,
  *   resident_bytes: number | null, detail: string}} RpcServer
  * @typedef {{id: string, name: string, address: string, rest_port: number, state: string,
  *   reason: string, silent_s: number, used_by: string | null, round_trip_ms: number | null,
  *   facts: Facts | null, rpc_server: RpcServer | null, excluded?: boolean, doing?: string,
- *   speed?: DeviceSpeed | null}} Device
+ *   speed?: DeviceSpeed | null, wires?: Wire[], wire?: string, engine_install?: EngineInstall | null}} Device
+ *   `wire`: the far address that the operator chose, or "" for the fastest
  * @typedef {{decode_bytes_per_s: number | null, up_bytes_per_s: number | null, down_bytes_per_s: number | null,
  *   round_trip_ms: number | null, taken_at: string, stale: string}} DeviceSpeed
  *

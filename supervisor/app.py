@@ -8,21 +8,26 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from agents import datafolder, engine, facts, ports, privatefile, tls, web
 from agents.cli import STOP_SIGNALS
-from agents.contract import EngineFacts
+from agents.contract import EngineFacts, NetworkAddress
+from agents.errors import PortInUse
+from agents.interfaces import to_listen_at
 from agents.join import JoinCode
+from agents.networks import NetworkReader, first_address
 from agents.rpc_protocol import probe
 from supervisor import files
 from supervisor.adapters import agent_archive
 from supervisor.adapters.agent_client import AgentClient
 from supervisor.adapters.authority import Authority
+from supervisor.adapters.device_greeting import DeviceGreeter
 from supervisor.adapters.engine_http import EngineHttp
+from supervisor.adapters.engine_shelf import EngineShelf
 from supervisor.adapters.hub_search import HubSearch
 from supervisor.adapters.link_probe import LinkProbe
 from supervisor.adapters.link_process import LinkProcesses
@@ -34,22 +39,31 @@ from supervisor.adapters.llama_server import (
 from supervisor.adapters.local_agent import LocalAgent
 from supervisor.adapters.memory_oracle import MemoryOracle
 from supervisor.adapters.models import list_models, read_any_model, read_model
+from supervisor.adapters.release_site import TOKEN_VARIABLE, ReleaseSite
 from supervisor.adapters.store import Store
+from supervisor.adapters.wire_probe import WireProbe
 from supervisor.api.auth import load_or_make_key, load_or_make_session_secret
 from supervisor.api.http_server import page_server
 from supervisor.api.join_api import create_join_app
+from supervisor.api.join_lines import line_of_each
 from supervisor.api.metrics_api import Metrics
 from supervisor.api.rest import Services
+from supervisor.api.views import Platform
 from supervisor.api.web import create_app
-from supervisor.core.commands import known_flags
 from supervisor.core.lifecycle import State
 from supervisor.errors import SupervisorRunning
+from supervisor.service.device_engines import DeviceEngines
+from supervisor.service.doctoring import Doctoring
 from supervisor.service.doubting import Doubts
+from supervisor.service.engine_change import EngineChanger
+from supervisor.service.engine_installing import EngineInstaller
+from supervisor.service.engine_supply import EngineSupply
 from supervisor.service.events import EventBus
 from supervisor.service.gateway import Gateway
 from supervisor.service.idle_measuring import IdleMeasurer
 from supervisor.service.journal import Journal
 from supervisor.service.keyring import KeyRing
+from supervisor.service.main_engine import flags_of, found_engines, remember_first
 from supervisor.service.measuring import Measurer
 from supervisor.service.on_demand import OnDemand
 from supervisor.service.own_log import OwnLog
@@ -61,6 +75,7 @@ from supervisor.service.request_log import REQUEST, RequestLog
 from supervisor.service.sessions import Sessions
 from supervisor.service.tidying import Tidier
 from supervisor.service.tools import Identity, MainHost, Tools
+from supervisor.service.wire_measuring import WireMeasurer
 from supervisor.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -77,8 +92,7 @@ class Running:
 
     url: str
     join_code: str
-    join_command: str
-    termux_command: str
+    join_lines: dict[Platform, str]
     join_expires_at: str
 
 
@@ -105,8 +119,9 @@ class _Addresses:
     """Where we listen. ``url`` is for people, ``local_url`` for commands on this host."""
 
     web: list[socket.socket]
-    agents: socket.socket
-    agents_endpoint: str
+    agents: list[socket.socket]
+    agents_endpoints: tuple[str, ...]
+    """The default route's first."""
     url: str
     local_url: str
 
@@ -119,14 +134,16 @@ class _Parts:
     journal: Journal
     context: ssl.SSLContext
     links: LinkProcesses
+    supply: EngineSupply
     servers: list[tuple[web.Web, list[socket.socket]]]
 
 
 async def _run(
     settings: Settings, folder: Path, store: Store, announce: Callable[[Running], None]
 ) -> None:
-    addresses = _listen(settings)
-    parts = await _compose(settings, folder, store, addresses)
+    own_networks = NetworkReader()
+    addresses = _listen(settings, await own_networks.addresses())
+    parts = await _compose(settings, folder, store, addresses, own_networks)
     services = parts.services
     stop = asyncio.Event()
 
@@ -146,9 +163,15 @@ async def _run(
         services.measurer, services.registry, settings, lambda: _is_launching(services)
     )
     doubts = Doubts(services.registry, LinkProbe(parts.context))
+    wires = WireMeasurer(
+        services.registry,
+        WireProbe(parts.context, services.main_host.name),
+        own_networks.addresses,
+        lambda: any(each.state is State.STARTING for each in services.reconciler.all()),
+    )
     works = [services.registry.watch_silence(), idle.run(), parts.journal.run()]
-    works += [doubts.run(), Tidier(services.registry).run(), services.keyring.run()]
-    works += [services.request_log.run(), services.metrics.run()]
+    works += [wires.run(), doubts.run(), Tidier(services.registry).run(), services.keyring.run()]
+    works += [services.request_log.run(), services.metrics.run(), parts.supply.run()]
     works += [services.gateway.run(services.bus)]
     others = [asyncio.create_task(work) for work in works]
     if settings.local_agent:
@@ -161,18 +184,20 @@ async def _run(
         )
         others.append(asyncio.create_task(own.run()))
     try:
-        await services.reconciler.restore()
+        await services.reconciler.restore(services.engine_changer.recover())
         # Loopback, not ``url``: from any other address, our own included, the key is needed.
         _write_run_file(folder, addresses.local_url)
-        started = {"url": addresses.url, "agents_at": addresses.agents_endpoint}
+        started = {"url": addresses.url, "agents_at": ", ".join(addresses.agents_endpoints)}
         log.info("supervisor.started", extra=started)
         announce(_running(services))
         await _until_stopped(stop, [*serving, *others])
     finally:
         services.gateway.begin_to_end()
+        await services.engine_changer.close()
         await services.reconciler.close()
         (folder / RUN_FILE).unlink(missing_ok=True)
         services.bus.close()
+        await services.doctoring.close()
         for server, _ in parts.servers:
             server.should_exit = True
         for task in others:
@@ -186,7 +211,7 @@ async def _run(
         log.info("supervisor.stopped")
 
 
-def _listen(settings: Settings) -> _Addresses:
+def _listen(settings: Settings, own: Sequence[NetworkAddress]) -> _Addresses:
     """Listen before anything else is made, so that a taken port costs nothing."""
     purpose = "the dashboard (setting port)"
     first = ports.listen(settings.host, settings.port, purpose)
@@ -194,25 +219,43 @@ def _listen(settings: Settings) -> _Addresses:
     bound = ipaddress.ip_address(first.getsockname()[0])
     reaches_loopback = bound.is_unspecified or bound == _LOOPBACK
     others = [] if reaches_loopback else [ports.listen(str(_LOOPBACK), port, purpose)]
-    join_host = settings.join_host or ports.local_address_towards("192.0.2.1")
-    agents = ports.listen(join_host, settings.join_port, "agents (setting join_port)")
+    join_host = settings.join_host or first_address()
+    agents = _listen_for_agents(settings, join_host, own)
     shown = join_host if bound.is_unspecified else settings.host
     return _Addresses(
         web=[first, *others],
-        agents=agents,
-        agents_endpoint=f"{join_host}:{agents.getsockname()[1]}",
+        agents=list(agents.values()),
+        agents_endpoints=tuple(f"{host}:{each.getsockname()[1]}" for host, each in agents.items()),
         url=f"http://{shown}:{port}",
         local_url=f"http://{_LOOPBACK}:{port}",
     )
 
 
-async def _compose(settings: Settings, folder: Path, store: Store, addresses: _Addresses) -> _Parts:
+def _listen_for_agents(
+    settings: Settings, first: str, own: Sequence[NetworkAddress]
+) -> dict[str, socket.socket]:
+    """At one address if one was given; else at every private one that can be had, at one port."""
+    purpose = "agents (setting join_port)"
+    made = {first: ports.listen(first, settings.join_port, purpose)}
+    port = made[first].getsockname()[1]
+    for address in [] if settings.join_host else to_listen_at(own, first)[1:]:
+        try:
+            made[address] = ports.listen(address, port, purpose)
+        except PortInUse as exc:
+            log.warning("supervisor.not_listening", extra={"reason": str(exc)})
+    return made
+
+
+async def _compose(
+    settings: Settings,
+    folder: Path,
+    store: Store,
+    addresses: _Addresses,
+    own_networks: NetworkReader,
+) -> _Parts:
     authority = Authority(folder / "authority")
     inherited = engine.inherited()
-    found = engine.discover(
-        inherited, explicit=settings.engine_folder, own_engines=folder / "engines"
-    )
-    engines = [await engine.inspect(each, inherited) for each in found]
+    engines = await found_engines(inherited, explicit=settings.engine_folder, folder=folder)
     main_host = await _main_host(folder, inherited, engines)
     bus = EventBus()
     context = tls.client_context(
@@ -238,7 +281,7 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         store=store,
         read_model=read_model,
         read_any_model=lambda text: read_any_model(text, folder / "cache"),
-        estimate_memory=MemoryOracle(main_host.engine, inherited),
+        estimate_memory=MemoryOracle(lambda: main_host.engine, inherited),
         host_available_bytes=lambda: facts.memory()[1],
         probe=probe,
         engines=LlamaServers(folder / "children.json", main_host.boot_id),
@@ -251,6 +294,8 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         ),
         main_host=main_host,
         journal=journal,
+        reaches=LinkProbe(context),
+        own_networks=own_networks,
         engine_key=engine_key,
     )
     reconciler = Reconciler(tools, bus)
@@ -278,6 +323,10 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         OnDemand(settings, reconciler, models),
         request_log.note,
     )
+    shelf = EngineShelf(folder, inherited)
+    device_engines = DeviceEngines(registry, shelf)
+    changer = EngineChanger(tools, reconciler, shelf, device_engines, bus)
+    supply = EngineSupply(registry, device_engines, main_host, lambda: changer.is_running)
     services = Services(
         settings=settings,
         registry=registry,
@@ -289,7 +338,7 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         main_host=main_host,
         engines=tuple(engines),
         list_models=models,
-        join_endpoints=(addresses.agents_endpoint,),
+        join_endpoints=addresses.agents_endpoints,
         fingerprint=authority.fingerprint,
         server_pin=authority.server_pin(),
         url=addresses.url,
@@ -301,6 +350,22 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         request_log=request_log,
         gateway=gateway,
         metrics=metrics,
+        doctoring=Doctoring(
+            tools,
+            DeviceGreeter(context),
+            reconciler.answer,
+            reconciler.all,
+            url=addresses.url,
+            join_endpoints=addresses.agents_endpoints,
+        ),
+        engine_installer=EngineInstaller(
+            ReleaseSite(settings.engine_site, inherited.get(TOKEN_VARIABLE, "")),
+            shelf,
+            lambda: [device.facts for device in registry.devices() if device.facts],
+            lambda: main_host.engine,
+            lambda: changer.is_running,
+        ),
+        engine_changer=changer,
     )
     join_app = create_join_app(
         registry,
@@ -308,6 +373,7 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         _downloads(folder),
         settings.heartbeat_s,
         settings.lease_s,
+        shelf.path,
     )
     join_web = web.mutual_tls(
         join_app,
@@ -317,8 +383,8 @@ async def _compose(settings: Settings, folder: Path, store: Store, addresses: _A
         need_client=False,
     )
     page = page_server(create_app(services, files.dashboard()), settings)
-    servers = [(page, addresses.web), (join_web, [addresses.agents])]
-    return _Parts(services, journal, context, links, servers)
+    servers = [(page, addresses.web), (join_web, addresses.agents)]
+    return _Parts(services, journal, context, links, supply, servers)
 
 
 async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
@@ -336,10 +402,8 @@ async def _main_host(
 ) -> MainHost:
     usable = [found for found in engines if found.llama_server and not found.problem]
     chosen = next(iter(usable), next(iter(engines), None))
-    known: frozenset[str] = frozenset()
-    if chosen is not None and chosen.llama_server and not chosen.problem:
-        _, help_text = await engine.run([chosen.llama_server, "--help"], inherited)
-        known = known_flags(help_text)
+    known = await flags_of(chosen, inherited)
+    remember_first(chosen, folder)
     (folder / "empty-config").mkdir(exist_ok=True)
     return MainHost(
         name=facts.device_name(),
@@ -355,7 +419,9 @@ async def _main_host(
 
 def _downloads(folder: Path) -> Callable[[str], Path | None]:
     """Files for devices. ``agent.pyz`` is built once, when it is first asked for."""
-    scripts = {"install.sh": "install.sh", "boot-agent": "boot/agent"}
+    phones = files.termux()
+    scripts = {name: phones / name for name in ("install.sh", "uninstall.sh", "doctor.sh")}
+    scripts |= {"boot-agent": phones / "boot" / "agent", "join.sh": files.join_script()}
     built: list[Path] = []
     one_at_a_time = threading.Lock()
 
@@ -366,8 +432,8 @@ def _downloads(folder: Path) -> Callable[[str], Path | None]:
                 if not built:
                     built.append(agent_archive.build(folder))
                 return built[0]
-        script = files.termux() / scripts.get(name, "")
-        return script if name in scripts and script.is_file() else None
+        script = scripts.get(name)
+        return script if script is not None and script.is_file() else None
 
     return find
 
@@ -389,8 +455,7 @@ def _running(services: Services) -> Running:
     return Running(
         url=services.url,
         join_code=str(code),
-        join_command=services.join_command(code),
-        termux_command=services.termux_command(code),
+        join_lines=line_of_each(services.termux_command(code), services.join_command(code)),
         join_expires_at=expires_at.isoformat(),
     )
 

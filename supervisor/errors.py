@@ -607,6 +607,12 @@ class EngineChangeFailed(EngineError):
     code = "engine_change_failed"
 
 
+class RdmaUnavailable(StateError):
+    """RDMA is required by a setting, and one end of a worker's wire cannot do it."""
+
+    code = "rdma_unavailable"
+
+
 class DeviceParked(CapacityError):
     """A device asked to be left alone: its battery is low, or it is too hot."""
 

@@ -1,6 +1,8 @@
-"""Where page and phone scripts are: beside the packages in a checkout, inside in a wheel."""
+"""Where page and scripts are: beside the packages in a checkout, inside in a wheel."""
 
 from pathlib import Path
+
+import agents
 
 _PACKAGE = Path(__file__).parent
 
@@ -18,3 +20,8 @@ def dashboard() -> Path:
 def termux() -> Path:
     """Folder of the scripts for phones."""
     return _folder("termux")
+
+
+def join_script() -> Path:
+    """The script that makes a Mac or a Linux host a worker."""
+    return Path(agents.__file__).parent / "join.sh"

@@ -1,7 +1,7 @@
 """What the use cases need of the outside world, as types. ``adapters`` provide it."""
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -9,19 +9,26 @@ from typing import Protocol
 
 from agents.contract import (
     DeviceFacts,
+    EngineFacts,
+    EngineInstall,
+    EngineOffer,
+    Finding,
     MeasurementProgress,
     MeasurementResult,
     MeasurementSpec,
+    NetworkAddress,
     RpcServerSpec,
     RpcServerStatus,
 )
 from agents.process import Running
 from agents.rpc_protocol import ProbeResult, Triple
+from supervisor.core.engine_builds import Asset, Release, StoredArchive
 from supervisor.core.engine_memory import EngineMemory
 from supervisor.core.entities import (
     AgentId,
     Deployment,
     DeploymentId,
+    Device,
     EventRecord,
     LaunchId,
     LaunchRecord,
@@ -35,6 +42,7 @@ from supervisor.core.model_shape import ModelShape
 from supervisor.core.request_record import RequestRecord
 from supervisor.core.seeding import FileTensor
 from supervisor.core.slots import SlotState
+from supervisor.core.wires import Measured, Pair
 from supervisor.link.job import LinkJob, LinkStats
 
 
@@ -60,7 +68,104 @@ class AgentPort(Protocol):
         """Progress, then the result. Closing it early ends the measurement."""
         ...
 
+    async def examine(self) -> list[Finding]:
+        """What it finds of its own device, within half a minute."""
+        ...
+
+    async def offer_engine(self, offer: EngineOffer) -> EngineInstall:
+        """It fetches and proves it beside the engine in use; offered again it changes nothing."""
+        ...
+
+    async def engine_install(self) -> EngineInstall | None:
+        """What became of the last offer since the agent began."""
+        ...
+
+    async def use_engine(self, build: str) -> EngineFacts:
+        """Take another engine that is READY there; raises ``AgentRefused`` while one serves."""
+        ...
+
     async def close(self) -> None: ...
+
+
+class Shelf(Protocol):
+    """Engines that this main host has for its devices, and for itself."""
+
+    def builds(self) -> tuple[str, ...]:
+        """Newest first."""
+        ...
+
+    def offer(self, build: str, facts: DeviceFacts) -> EngineOffer:
+        """The archive for a device.
+
+        Raises ``ReleaseUnknown``: nothing for its platform; its sentence says what to do.
+        """
+        ...
+
+    def folder(self, build: str) -> Path | None:
+        """This host's own programs of that build, unpacked and proven."""
+        ...
+
+    def pack(self, engine: EngineFacts) -> str:
+        """Pack this host's own programs, for devices of the same platform and machine.
+
+        Returns:
+            The build's name, which is ``engine.build``. Cheap if done before.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A whole archive of a release; ``is_verified``: with the digest that the site told."""
+
+    path: Path
+    sha256: str
+    is_verified: bool
+
+
+class ReleaseSource(Protocol):
+    """Where releases of llama.cpp come from."""
+
+    async def release(self, build: str | None) -> Release:
+        """Raises ``ReleaseUnknown``, ``ReleaseSiteUnreachable``."""
+        ...
+
+    async def fetch(
+        self, asset: Asset, folder: Path, tell: Callable[[int, int], None], *, spare_bytes: int = 0
+    ) -> Fetched:
+        """Raises those, ``EngineDigestWrong`` and ``DiskFull``; resumes what was cut off."""
+        ...
+
+
+class EngineStock(Shelf, Protocol):
+    """The shelf, as whoever fills it sees it."""
+
+    @property
+    def incoming(self) -> Path:
+        """The folder for archives that are fetched."""
+        ...
+
+    def begin(self) -> None:
+        """Make the folders, and remove what an earlier run of us left half done."""
+        ...
+
+    def archives(self) -> tuple[StoredArchive, ...]: ...
+
+    def has(self, asset: Asset) -> bool:
+        """Whether it is there, and of this host's own programs also unpacked."""
+        ...
+
+    async def take(self, asset: Asset, fetched: Fetched, runtime: Fetched | None) -> StoredArchive:
+        """Prove an archive and keep it; raises ``AgentError``, and then nothing of it is left."""
+        ...
+
+    def own_facts(self) -> DeviceFacts:
+        """Of this host, as far as they tell which engine suits it."""
+        ...
+
+    def remove(self, build: str) -> tuple[str, ...]:
+        """Returns the archives that are gone; raises ``ReleaseUnknown``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +189,25 @@ class ModelReader(Protocol):
     """Reads what planning needs of a model file."""
 
     def __call__(self, path: str) -> Model: ...
+
+
+class OwnNetworks(Protocol):
+    """The main host's own networks, as they were half a minute ago at most."""
+
+    async def addresses(self) -> list[NetworkAddress]: ...
+
+    async def rdma(self) -> str:
+        """Of its RDMA devices: ``active``, ``down``, or empty if there is none."""
+        ...
+
+
+class WireMeter(Protocol):
+    """Measures one wire to an idle device.
+
+    Raises ``WorkerBusy`` if the device does not want that now.
+    """
+
+    async def __call__(self, device: Device, pair: Pair, serial: str) -> Measured: ...
 
 
 class WorkerProbe(Protocol):

@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from agents.contract import JOIN_PORT
 from supervisor.core.entities import FrozenModel, Seconds
 from supervisor.core.keys import KeylessLoopback
+from supervisor.core.rdma import RdmaSetting
 from supervisor.errors import BadSettings
 
 PREFIX = "SUPERVISOR_"
@@ -51,12 +52,19 @@ class Settings(FrozenModel):
     host: str = Field("127.0.0.1", description="address of dashboard, REST and /v1")
     port: int = Field(8100, ge=0, le=65535, description="port of dashboard, REST and /v1; 0: any")
     join_host: str = Field(
-        "", description="address for agents; empty: the one of the default route"
+        "", description="address for agents; empty: every private one, the default route's first"
     )
     join_port: int = Field(JOIN_PORT, ge=0, le=65535, description="TLS port for agents; 0: any")
     join_hours: float = Field(24.0, gt=0, description="how long a join code is good for")
     local_agent: bool = Field(True, description="serve the main host's own device too")
+    rdma: RdmaSetting = Field(
+        "auto", description="with transport direct: where both ends can, never, or always"
+    )
     engine_folder: Path | None = Field(None, description="folder of the llama.cpp programs")
+    engine_site: str = Field(
+        "https://api.github.com/repos/ggml-org/llama.cpp",
+        description="where releases of llama.cpp are fetched from; https, or this host itself",
+    )
     model_folders: tuple[Path, ...] = Field((), description="folders whose models are offered")
     host_layers: bool = Field(True, description="the main host's own processor may hold layers")
     head_room_mib: int = Field(0, ge=0, description="kept free on every device, at least")

@@ -3,15 +3,17 @@
 # host, has it started at every boot, and starts it. A second run changes nothing but what is new.
 #
 #   sh install.sh JOIN_CODE PIN [--no-start]
+#   sh install.sh --main-host [--from PATH_OR_URL]      makes the phone the main host instead
 #
 # JOIN_CODE and PIN come from the main host ('supervisor invite'); with - for JOIN_CODE it is read
-# from SUPERVISOR_JOIN_CODE. LLAMA_CPP_BIN may name the folder of the llama.cpp programs.
+# from SUPERVISOR_JOIN_CODE. The engine comes from there, too, unless LLAMA_CPP_BIN names the folder
+# of llama.cpp programs that are on the phone already.
 
 set -eu
 
 folder="$HOME/.local/share/llama-rpc-supervisor"
-engines="$folder/agent/engines"
 boot_script="$HOME/.termux/boot/10-llama-rpc-agent"
+least_mib=300
 
 say() {
     printf '%s\n' "$*"
@@ -64,7 +66,7 @@ read_arguments() {
 }
 
 usage() {
-    printf 'usage: sh install.sh JOIN_CODE PIN [--no-start]\n' >&2
+    printf 'usage: sh install.sh JOIN_CODE PIN [--no-start], or --main-host [--from PATH_OR_URL]\n' >&2
     exit 2
 }
 
@@ -72,9 +74,53 @@ bad_code() {
     fail "the join code is not of the form ADDRESS:PORT/TOKEN/FINGERPRINT; copy it again, whole"
 }
 
+# Sets $sdk, the API level of Android; 34 where it cannot be read, for the advice.
+check_phone() {
+    has pkg || fail "there is no pkg command; run this in Termux (https://f-droid.org/packages/com.termux)"
+    sdk=$(getprop ro.build.version.sdk 2>/dev/null) || sdk=''
+    case $sdk in
+        '' | *[!0-9]*) sdk=34 ;;
+    esac
+    [ "$sdk" -ge 28 ] ||
+        fail "this is Android API level $sdk, and llama.cpp's release needs 28 (Android 9); take another phone"
+    machine=$(uname -m)
+    if [ "$machine" != aarch64 ] && [ -z "${LLAMA_CPP_BIN:-}" ]; then
+        fail "llama.cpp has no release for Android on $machine, only for aarch64; take another phone, or name a folder with programs of your own by LLAMA_CPP_BIN"
+    fi
+    check_origin
+    check_room
+}
+
+# The one of the Play Store targets a newer Android, which keeps apps from running what they fetched.
+check_origin() {
+    case "${TERMUX_APP__APK_RELEASE:-${TERMUX_APK_RELEASE:-}} ${TERMUX_VERSION:-}" in
+        GOOGLE_PLAY* | *' googleplay'*) target_sdk=35 ;;
+        *) target_sdk=${TERMUX_APP__TARGET_SDK:-28} ;;
+    esac
+    case $target_sdk in
+        *[!0-9]*) target_sdk=28 ;;
+    esac
+    if [ "$target_sdk" -ge 29 ]; then
+        warn "this Termux is from the Play Store, where Android may refuse to run the engine and there is no Termux:Boot; the one from https://f-droid.org/packages/com.termux is without these limits"
+    fi
+}
+
+check_room() {
+    free_kib=$(df -Pk "$HOME" 2>/dev/null | {
+        read -r _ && read -r _ _ _ free _ && printf '%s' "$free"
+    }) || free_kib=''
+    case $free_kib in
+        '' | *[!0-9]*) return ;;
+    esac
+    free_mib=$((free_kib / 1024))
+    [ "$free_mib" -lt "$least_mib" ] || return 0
+    [ -r "$folder/agent.pyz" ] ||
+        fail "$free_mib MiB are free in $HOME, and Python, agent and engine need $least_mib; free some room, then this again"
+    warn "only $free_mib MiB are free in $HOME; a new engine may not fit"
+}
+
 install_missing() {
     if ! has python || ! has curl; then
-        has pkg || fail "there is no pkg command; run this in Termux (https://f-droid.org/packages/com.termux)"
         pkg install -y python curl ||
             fail "pkg could not install python and curl; check the network, run 'pkg update', then this again"
     fi
@@ -85,7 +131,7 @@ install_missing() {
 }
 
 install_optional() {
-    if ! has pkg || ! pkg install -y "$1"; then
+    if ! pkg install -y "$1"; then
         warn "$1 could not be installed; the agent runs without it but knows less about the phone"
     fi
 }
@@ -124,16 +170,21 @@ place() {
 
 install_agent() {
     umask 077
-    mkdir -p "$engines" "${boot_script%/*}"
+    mkdir -p "$folder" "${boot_script%/*}"
     trap 'rm -f "$folder"/*.new' EXIT
     fetch agent.pyz "$folder/agent.pyz.new"
-    fetch boot-agent "$folder/boot-agent.new"
+    for name in boot-agent doctor.sh uninstall.sh; do
+        fetch "$name" "$folder/$name.new"
+    done
     version=$(python "$folder/agent.pyz.new" --version) ||
         fail "the agent does not run on this Python; run 'pkg upgrade', then this again"
     printf '%s\n' "$code" >"$folder/join-code.new"
+    printf '%s\n' "$pin" >"$folder/pin.new"
     place "$folder/agent.pyz.new" "$folder/agent.pyz" 600
     place "$folder/boot-agent.new" "$boot_script" 700
-    place "$folder/join-code.new" "$folder/join-code" 600
+    for name in join-code pin doctor.sh uninstall.sh; do
+        place "$folder/$name.new" "$folder/$name" 600
+    done
     say "agent $version is in $folder"
 }
 
@@ -146,22 +197,15 @@ remember_engine() {
     place "$folder/llama-cpp-bin.new" "$folder/llama-cpp-bin" 600
 }
 
-advise_engine() {
-    remembered=$(cat "$folder/llama-cpp-bin" 2>/dev/null) || remembered=''
-    for path in "$remembered" "$engines"/* "$engines"/*/bin; do
-        for name in ggml-rpc-server rpc-server; do
-            if [ -x "$path/$name" ]; then
-                say "llama.cpp programs are in $path"
-                return
-            fi
-        done
-    done
+say_what_comes() {
     say ""
-    say "llama.cpp is still missing (Termux's own package has no RPC). No compiler is needed: from"
-    say "https://github.com/ggml-org/llama.cpp/releases take the build that the main host runs"
-    say "('supervisor engine list' there), for Android 9 or newer, and start the agent again:"
-    say "  tar -xzf llama-bNNNN-bin-android-arm64.tar.gz -C $engines"
-    say "A folder elsewhere is named by LLAMA_CPP_BIN when this script runs."
+    if [ -r "$folder/llama-cpp-bin" ]; then
+        say "It uses the llama.cpp programs in $(cat "$folder/llama-cpp-bin")."
+    else
+        say "Once it has joined, the engine comes from the main host by itself; no compiler is needed."
+    fi
+    say "What the phone lacks for the work: sh $folder/doctor.sh"
+    say "To be rid of all this:             sh $folder/uninstall.sh"
 }
 
 advise_android() {
@@ -177,11 +221,7 @@ advise_android() {
 
 # Android 12 and newer end child processes of apps, and those that use the processor, as ours do.
 advise_phantom_processes() {
-    sdk=$(getprop ro.build.version.sdk 2>/dev/null) || sdk=''
     switch=$(getprop persist.sys.fflag.override.settings_enable_monitor_phantom_procs 2>/dev/null) || switch=''
-    case $sdk in
-        '' | *[!0-9]*) sdk=34 ;;
-    esac
     if [ "$sdk" -lt 31 ] || [ "$switch" = false ]; then
         return
     fi
@@ -198,11 +238,20 @@ advise_phantom_processes() {
 }
 
 main() {
+    if [ "${1:-}" = --main-host ]; then
+        shift
+        other="$(dirname "$0")/main-host.sh"
+        [ -r "$other" ] ||
+            fail "--main-host works from a checkout of the project, which has main-host.sh beside install.sh; fetch that first"
+        check_phone
+        exec sh "$other" "$@"
+    fi
     read_arguments "$@"
+    check_phone
     install_missing
     install_agent
     remember_engine
-    advise_engine
+    say_what_comes
     advise_android
     if [ "$must_start" = no ]; then
         say "start the agent with: sh $boot_script"
@@ -211,5 +260,5 @@ main() {
     exec sh "$boot_script"
 }
 
-# The last line, so that a download cut short runs nothing.
-main "$@"
+# The last line, and in braces, so that a download cut short runs nothing.
+{ main "$@"; }

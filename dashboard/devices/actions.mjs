@@ -1,8 +1,9 @@
 // @ts-check
 // What the view asks of the main host.
-/** @import { Page, View } from "../types.mjs" */
+/** @import { Checked, Page, View } from "../types.mjs" */
 
-import { ApiError, eventsOf } from "../api.mjs";
+import { resultOf } from "../api.mjs";
+import { countWords } from "./findings.mjs";
 
 /** @param {Page} page @param {string} id @param {Promise<any>} answer */
 const asked = (page, id, answer) => page.ask(`device ${id}`, answer);
@@ -24,6 +25,17 @@ export const actions = {
     page.dispatch("devices/step", { id });
     if (done) page.dispatch("announce", { text: `${page.state().devices[id]?.name ?? "The device"} was measured.` });
   },
+
+  async "devices/wire"(page, _, { id = "", wire = "" }) {
+    if (!await asked(page, id, page.api.changeDevice(id, { wire }))) return;
+    page.dispatch("announce", { text: wire ? `${wire} is chosen.` : "The fastest network is chosen." });
+  },
+  async "devices/check"(page, button, { id = "" }) {
+    const details = button.closest("article, li")?.querySelector("details");
+    if (id && details) details.open = true; // there the answer is shown
+    await check(page, id);
+  },
+  "devices/check-close": (page, _, { key }) => page.dispatch("devices/check-closed", { key }),
 
   "devices/rename"(page, button, { id }) {
     if (!id) leave(button);
@@ -52,6 +64,18 @@ export const actions = {
   "devices/joined": (page) => page.dispatch("devices/set", { join: null }),
 };
 
+/** Ask the doctor about a device, or about all. @param {Page} page @param {string} id "" for all */
+async function check(page, id) {
+  const key = id || "all";
+  const since_ms = page.now_ms();
+  page.dispatch("devices/check", { key, since_ms });
+  const answer = await page.ask(`check ${key}`, page.api.check(page.state().devices[id]?.name));
+  page.dispatch("devices/checked", { key, since_ms, results: answer?.value });
+  if (!answer) return;
+  const findings = answer.value.flatMap((/** @type {Checked} */ each) => each.findings);
+  page.dispatch("announce", { text: `Checked: ${countWords(findings)}.` });
+}
+
 /** @param {Page} page */
 async function newCode(page) {
   page.dispatch("devices/join-set", { code: null });
@@ -59,22 +83,10 @@ async function newCode(page) {
   if (answer) page.dispatch("devices/join-set", { code: answer.value });
 }
 
-/**
- * Follow a measurement to its end. Who leaves ends it.
- * @param {Page} page @param {string} id
- */
+/** @param {Page} page @param {string} id */
 async function measured(page, id) {
   page.dispatch("devices/step", { id, step: "begins" });
   const response = await page.api.measureDevice(id);
-  try {
-    for await (const { type, data } of eventsOf(response)) {
-      const body = JSON.parse(data);
-      if (type === "progress") page.dispatch("devices/step", { ...body, id });
-      if (type === "problem") throw new ApiError(body.code, body.detail, body.status);
-      if (type === "result") return body;
-    }
-  } catch (error) {
-    if (error instanceof ApiError) throw error;
-  }
-  throw new ApiError("unreachable", "The connection broke while it was measured; measure again.");
+  const tell = (/** @type {object} */ progress) => page.dispatch("devices/step", { ...progress, id });
+  return resultOf(response, tell, "The connection broke while it was measured; measure again.");
 }

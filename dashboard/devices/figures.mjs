@@ -1,9 +1,9 @@
 // @ts-check
 // What is shown of a device, in words and sizes.
 /** @import { Ask, Device, Engine, Facts, State } from "../types.mjs" */
-/** @import { Step } from "./state.mjs" */
+/** @import { Check, Step } from "./state.mjs" */
 
-import { age, bytes, deploymentName, milliseconds, secondsSince } from "../format.mjs";
+import { age, bitRate, deploymentName, milliseconds, plural, secondsSince } from "../format.mjs";
 import { ask } from "../state.mjs";
 
 const WARM_C = { android: 42, other: 80 }; // a phone's battery; a processor is hot later
@@ -13,7 +13,8 @@ const THICKEST_PX = 8;
 /**
  * All that the card of a device is made of: it is made anew only when one of these is another.
  * @typedef {{device: Device, engine: Engine | undefined, doing: string, user: string, heard: string, measured: string,
- *   isOpen: boolean, isRenaming: boolean, step: Step | undefined, asked: Ask}} Seen
+ *   isOpen: boolean, isRenaming: boolean, step: Step | undefined, asked: Ask, check: Check | undefined, checkAge: string,
+ *   checkAsked: Ask, isCopied: boolean}} Seen
  */
 
 /** @param {Device} device @param {State} state @param {number} now_ms @returns {Seen} */
@@ -25,12 +26,16 @@ export function seen(device, state, now_ms) {
     engine: state.host?.engine,
     doing: doing(device, state),
     user: used_by ? userName(used_by, state) : "",
-    heard: device.state === "ready" ? "" : `${age((now_ms - state.heard_ms[id]) / 1000)} ago`,
+    heard: ["ready", "parked"].includes(device.state) ? "" : `${age((now_ms - state.heard_ms[id]) / 1000)} ago`,
     measured: speed ? `${age(secondsSince(speed.taken_at, now_ms))} ago` : "",
     isOpen: id in own.open,
     isRenaming: own.renaming === id,
     step: own.steps[id],
     asked: ask(state, `device ${id}`),
+    check: own.checks[id],
+    checkAge: own.checks[id] ? age((now_ms - own.checks[id].since_ms) / 1000) : "",
+    checkAsked: ask(state, `check ${id}`),
+    isCopied: state.copied === `check-${id}`,
   };
 }
 
@@ -39,8 +44,26 @@ export function sortedDevices({ devices }) {
   return Object.values(devices).sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
 }
 
+/** Whether an engine from the main host is on its way to it. @param {Device} device */
+export const isInstalling = ({ engine_install }) => ["fetching", "proving"].includes(engine_install?.state ?? "");
+
 /** One word for how it stands. @param {Device} device */
-export const condition = ({ state, excluded }) => (state === "ready" && excluded ? "excluded" : state);
+export function condition(device) {
+  const { state, excluded } = device;
+  if (["unusable", "incompatible"].includes(state) && isInstalling(device)) return "installing";
+  return state === "ready" && excluded ? "excluded" : state;
+}
+
+/** What it said of itself, unless that is long ago. @param {Device} device */
+export const current = ({ state, facts }) => (state === "lost" ? null : facts);
+
+/** @param {Facts} facts */
+export const coresWords = ({ cores, fast_cores }) =>
+  (fast_cores && fast_cores < cores ? `${fast_cores} fast of ${plural(cores, "core")}` : plural(cores, "core"));
+
+/** That it is slower than it was measured, or "". @param {Facts | null} facts */
+export const derateWords = (facts) => (facts?.derate != null && facts.derate < 1
+  ? `${facts.derate_reason || "slower now"}: counted at ${Number(facts.derate.toFixed(2))} of its speed` : "");
 
 /** @param {string} id @param {State} state */
 const userName = (id, { deployments }) => (deployments[id] ? deploymentName(deployments[id]) : id);
@@ -73,22 +96,24 @@ export function wireWidth(bytes_per_s) {
   return Math.min(THICKEST_PX, Math.max(THINNEST_PX, Math.round(width * 2) / 2));
 }
 
+/** The network that carries tensors. @param {Device} device */
+export const wireInUse = ({ wires }) => wires?.find((wire) => wire.in_use);
+
 /** Round trip and measured speed of the network to a device. @param {Device} device */
-export function wireWords({ address, round_trip_ms, speed }) {
-  const trip = round_trip_ms ?? speed?.round_trip_ms;
+export function wireWords(device) {
+  const { address, round_trip_ms, speed } = device;
+  const wire = wireInUse(device);
+  const trip = wire?.round_trip_ms ?? round_trip_ms ?? speed?.round_trip_ms;
+  const up = wire?.up_bytes_per_s ?? speed?.up_bytes_per_s;
   return {
     trip: trip == null ? "" : milliseconds(trip),
-    rate: /^127\.|^::1$/.test(address) ? "same host" : speed?.up_bytes_per_s ? `${bytes(speed.up_bytes_per_s)}/s` : "not measured",
+    rate: /^127\.|^::1$/.test(address) ? "same host" : up ? bitRate(up) : "not measured",
   };
 }
 
 /** @param {Facts} facts */
 export const isWarm = ({ platform, temperature_c }) =>
   temperature_c != null && temperature_c >= (platform === "android" ? WARM_C.android : WARM_C.other);
-
-/** @param {Engine | null | undefined} engine */
-export const engineWords = (engine) =>
-  (engine ? [engine.build || engine.version || "unknown build", engine.rpc_protocol && `RPC ${engine.rpc_protocol}`].filter(Boolean).join(" · ") : "none");
 
 /** Whether a device's engine is another one than the main host's. @param {Engine | null} engine @param {Engine | undefined} main */
 export function isOtherEngine(engine, main) {

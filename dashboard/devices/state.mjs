@@ -1,19 +1,20 @@
 // @ts-check
-// What the view holds of its own: what is open, the filter, measurements under way, and the dialog
-// that waits for a device to join.
-/** @import { Device, JoinCode, State } from "../types.mjs" */
+// What the view holds of its own: what is open, the filter, measurements under way, what the doctor
+// found, and the dialog that waits for a device to join.
+/** @import { Checked, Device, JoinCode, State } from "../types.mjs" */
 
 import { without } from "../state.mjs";
 
 /**
  * @typedef {{step: string, part: number, device: string}} Step
  * @typedef {{tab: string, code: JoinCode | null, known: Record<string, string>, arrived: string[]}} Join
+ * @typedef {{since_ms: number, results: Checked[] | null}} Check asked at `since_ms`; null: not answered yet
  * @typedef {{open: Record<string, true>, filter: string, only: string, renaming: string, removing: string,
- *   steps: Record<string, Step>, join: Join | null}} Own
+ *   steps: Record<string, Step>, checks: Record<string, Check>, join: Join | null}} Own `checks`: by device, or "all"
  */
 
 /** @type {Own} */
-export const initial = { open: {}, filter: "", only: "", renaming: "", removing: "", steps: {}, join: null };
+export const initial = { open: {}, filter: "", only: "", renaming: "", removing: "", steps: {}, checks: {}, join: null };
 
 /** @param {Own} own @param {{type: string, data: any}} event @param {State} state after the event @returns {Own} */
 export function reduce(own, { type, data }, state) {
@@ -27,6 +28,11 @@ const HANDLERS = {
   "devices/set": (own, change) => ({ ...own, ...change }),
   "devices/step": (own, { id, step, part = 0, device = "" }) =>
     ({ ...own, steps: step ? { ...own.steps, [id]: { step, part, device } } : without(own.steps, id) }),
+  "devices/check": (own, { key, since_ms }) => ({ ...own, checks: { ...own.checks, [key]: { since_ms, results: null } } }),
+  // Answers to what was asked before are dropped; without results it failed, and is no longer under way.
+  "devices/checked": (own, { key, since_ms, results }) => (own.checks[key]?.since_ms !== since_ms ? own
+    : { ...own, checks: results ? { ...own.checks, [key]: { since_ms, results } } : without(own.checks, key) }),
+  "devices/check-closed": (own, { key }) => ({ ...own, checks: without(own.checks, key) }),
   "devices/join": (own, { tab = "termux" }, state) => ({ ...own, join: { tab, code: null, known: marks(state), arrived: [] } }),
   "devices/join-set": (own, change) => (own.join ? { ...own, join: { ...own.join, ...change } } : own),
   "devices/another": (own, _, state) => (own.join ? { ...own, join: { ...own.join, known: marks(state), arrived: [] } } : own),

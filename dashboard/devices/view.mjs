@@ -1,14 +1,21 @@
 // @ts-check
 // The main host and its devices: a picture of a few, a list of many.
-/** @import { Device, Facts, GgmlDevice, State, Traffic } from "../types.mjs" */
+/** @import { Device, Facts, State, Traffic } from "../types.mjs" */
 /** @import { Seen } from "./figures.mjs" */
 
 import { h, memo } from "../dom.mjs";
-import { bytes, deploymentName, memoryParts, percent, platformName, plural } from "../format.mjs";
+import { bytes, deploymentName, engineWords, memoryParts, platformName, plural, sentence } from "../format.mjs";
 import { badge, dialogView, factList, icon, memoryView, tone, viewHead } from "../parts.mjs";
 import { address } from "../routes.mjs";
-import { choices, condition, conditions, engineWords, filtered, isOtherEngine, isWarm, seen, sortedDevices, wireWidth, wireWords } from "./figures.mjs";
+import { ask } from "../state.mjs";
+import { detail, isBesideCpu } from "./detail.mjs";
+import {
+  condition, conditions, coresWords, current, derateWords, filtered, isInstalling, isOtherEngine, isWarm, seen, sortedDevices,
+  wireInUse, wireWidth, wireWords,
+} from "./figures.mjs";
+import { checkAllView } from "./findings.mjs";
 import { joinDialog } from "./join.mjs";
+import { wireKind, wireWarnings } from "./wires.mjs";
 
 const MOST_PICTURED = 12;
 
@@ -16,7 +23,8 @@ const MOST_PICTURED = 12;
 export function devicesView(state, now_ms) {
   const all = sortedDevices(state);
   return [
-    viewHead("Devices", all.length > 0 && addButton()),
+    viewHead("Devices", all.length > 0 && h("p", { class: "actions" }, checkButton(state), addButton())),
+    all.length > 0 && checkAllView(state, now_ms),
     !state.host ? h("p", { class: "hint" }, "Waiting for the main host.")
       : !all.length ? empty()
       : all.length > MOST_PICTURED ? many(all, state, now_ms) : picture(all, state, now_ms),
@@ -26,6 +34,9 @@ export function devicesView(state, now_ms) {
 }
 
 const addButton = () => h("button", { class: "primary", type: "button", "data-action": "devices/add" }, icon("M12 5v14M5 12h14"), "Add a device");
+
+/** @param {State} state */
+const checkButton = (state) => h("button", { type: "button", disabled: ask(state, "check all").busy, "data-action": "devices/check" }, "Check everything");
 
 const empty = () => h("section", { class: "empty first-device" },
   h("h3", null, "No device has joined yet"),
@@ -66,9 +77,11 @@ const link = (name) => h("a", { href: address("deployments", name) }, name);
 /** The line from the main host, with what is known of the network. @param {Seen} it */
 function cable({ device, user }) {
   const { trip, rate } = wireWords(device);
-  const kind = device.state !== "ready" ? "broken" : user && "used";
-  return h("p", { class: `cable ${kind} ${tone(device.state)}`, vars: { "--wire": `${wireWidth(device.speed?.up_bytes_per_s)}px` } },
-    h("span", null, h("span", { class: "hidden-text" }, "Network: "), trip), h("span", null, rate));
+  const wire = wireInUse(device);
+  const kind = !["ready", "parked"].includes(device.state) && !isInstalling(device) ? "broken" : user && "used";
+  return h("p", { class: `cable ${kind} ${tone(device.state)}`, vars: { "--wire": `${wireWidth(wire?.up_bytes_per_s ?? device.speed?.up_bytes_per_s)}px` } },
+    h("span", null, h("span", { class: "hidden-text" }, "Network: "), trip), h("span", null, rate),
+    wire && rate !== "same host" && h("span", null, wireKind(wire)));
 }
 
 /** @param {Seen} it */
@@ -82,9 +95,6 @@ function card(it) {
     h("details", { "data-toggle": "devices/open", "data-id": id }, h("summary", null, chips(it), h("span", { class: "more" }, "Details")), it.isOpen && detail(it)));
 }
 
-/** What it said of itself, unless that is long ago. @param {Device} device */
-const current = ({ state, facts }) => (state === "lost" ? null : facts);
-
 /** @param {Device} device */
 function memory(device) {
   const facts = current(device);
@@ -92,15 +102,37 @@ function memory(device) {
 }
 
 /** What is wrong, and what goes on: reason, measurement, refusal. @param {Seen} it */
-function news({ device: { id, state, reason, excluded, used_by, rpc_server }, step, asked }) {
+function news({ device, step, asked, check, checkAsked }) {
+  const { id, state, reason, excluded, used_by, rpc_server } = device;
+  const derated = state === "ready" && derateWords(device.facts);
   return [
-    state !== "ready" ? h("p", { key: "reason", class: `reason ${tone(state)}` }, reason || "No reason given.")
+    state === "parked" ? h("p", { key: "reason", class: "reason off" }, `Takes no work now: ${sentence(reason, reason.split(" ")[0]) || "it comes back by itself."}`)
+      : condition(device) === "installing" ? null
+      : state !== "ready" ? h("p", { key: "reason", class: `reason ${tone(state)}` }, reason || "No reason given.")
       : rpc_server?.state === "failed" ? h("p", { key: "reason", class: "reason bad" }, `Its worker failed: ${rpc_server.detail || "no detail given"}`)
       : excluded && h("p", { key: "reason", class: "hint" }, used_by ? "Excluded: no new plan uses it. What runs on it goes on." : "Excluded: no plan uses it."),
+    derated && h("p", { key: "derated", class: "reason warn" }, derated, "."),
+    engineNews(device),
+    ["unusable", "incompatible", "suspect", "lost"].includes(state) && !check && !isInstalling(device) && h("p", { key: "doctor" },
+      h("button", { type: "button", disabled: checkAsked.busy, "data-action": "devices/check", "data-id": id }, "Check this device")),
     step && h("div", { key: "step" }, h("p", { id: `step-${id}`, class: "hint" }, `Measuring${step.device && ` ${step.device}`}: ${step.step}. Keep this page open.`),
       h("progress", { max: 1, value: step.part, "aria-labelledby": `step-${id}` })),
     asked.error && h("p", { key: "error", class: "error", role: "alert" }, asked.error),
   ];
+}
+
+/** An engine that it gets from the main host: how far it is, or why it is not there. @param {Device} device */
+function engineNews({ id, state: condition, reason, engine_install, facts }) {
+  if (!engine_install) return null;
+  const { build, state, done_bytes, total_bytes, detail } = engine_install;
+  if (state === "failed") return !(condition !== "ready" && detail && reason.includes(detail)) && h("p", { key: "engine", class: "reason bad" }, `Engine ${build} could not be installed: ${detail || "no detail given"}`);
+  if (state === "ready") {
+    const isUsed = [facts?.engine?.release, facts?.engine?.build].includes(build);
+    return !isUsed && h("p", { key: "engine", class: "hint" }, `Engine ${build} is ready here, beside the one in use.`);
+  }
+  const words = state === "proving" ? "is there, and is being tried out" : `comes from the main host: ${bytes(done_bytes)} of ${bytes(total_bytes)}`;
+  return h("div", { key: "engine", class: "engine-news" }, h("p", { id: `engine-${id}`, class: "hint" }, `Engine ${build} ${words}.`),
+    h("progress", { max: total_bytes || 1, value: state === "proving" ? total_bytes || 1 : done_bytes, "aria-labelledby": `engine-${id}` }));
 }
 
 /** @param {Seen} it */
@@ -111,55 +143,20 @@ function chips({ device, engine }) {
   const warm = isWarm(facts);
   const charging = battery_charging == null ? "" : battery_charging ? ", charging" : ", on battery";
   const all = [
-    `${platformName(facts.platform)} · ${plural(facts.cores, "core")}`,
+    `${platformName(facts.platform)} · ${coresWords(facts)}`,
     ...facts.ggml_devices.filter(isBesideCpu).map(({ name, free_bytes }) => `${name} ${bytes(free_bytes)} free`),
     battery_percent != null && [battery(battery_percent), `${Math.round(battery_percent)} %${charging}`],
     temperature_c != null && h("span", { class: warm && "reason warn" }, `${Math.round(temperature_c)} °C${warm ? ", hot" : ""}`),
     isOtherEngine(facts.engine, engine) && h("span", { class: "reason warn" }, "another engine build"),
+    wireWarnings(device) > 0 && h("span", { class: "reason warn" }, plural(wireWarnings(device), "network warning")),
     device.speed?.stale && "measure again",
   ];
   return all.map((words, index) => words && h("span", { key: index, class: "chip" }, words));
 }
 
-/** @param {GgmlDevice} ggml */
-const isBesideCpu = ({ name }) => !/^cpu/i.test(name);
-
 /** @param {number} charge percent */
 const battery = (charge) => h("svg", { class: "battery", viewBox: "0 0 24 12", "aria-hidden": "true" },
   h("path", { d: "M2 1h17v10H2zM22 4v4" }), h("path", { class: "charge", d: `M4 3h${(13 * Math.min(100, charge)) / 100}v6H4z` }));
-
-/** @param {Seen} it */
-function detail(it) {
-  const { device, engine, heard, measured } = it;
-  const { facts, speed } = device;
-  const rate = (/** @type {number | null} */ count) => count && `${bytes(count)}/s`;
-  return h("div", { class: "detail" },
-    factList([
-      ["Address", device.address],
-      ["Last heard", heard],
-      ["Platform", facts && `${platformName(facts.platform)} ${facts.machine}`],
-      ["Engine", facts && [engineWords(facts.engine), isOtherEngine(facts.engine, engine) && h("span", { class: "reason warn" }, ` (main host: ${engineWords(engine)})`)]],
-      ["Reads weights", speed && rate(speed.decode_bytes_per_s)],
-      ["Network up", speed && rate(speed.up_bytes_per_s)],
-      ["Network down", speed && rate(speed.down_bytes_per_s)],
-      ["Measured", speed ? [measured, speed.stale && h("span", { class: "reason warn" }, ` (no longer counts: ${speed.stale})`)] : "never"],
-    ]),
-    facts?.ggml_devices.filter(isBesideCpu).map(({ name, description, total_bytes, free_bytes }) => h("div", { key: name },
-      h("p", { class: "row small" }, h("span", null, name, " ", h("small", null, description)), h("span", { class: "figure" }, `${bytes(free_bytes)} of ${bytes(total_bytes)} free`)),
-      h("progress", { class: "quiet", max: 100, value: percent(total_bytes - free_bytes, total_bytes), "aria-label": `${name}, memory in use` }))),
-    h("ul", { class: "choices", "aria-label": `Actions for ${device.name}` }, choices(it).map(([action, word, does, why]) => h("li", { key: action },
-      action === "rename" && it.isRenaming ? renameForm(device) : [
-        h("button", {
-          type: "button", class: action === "remove" && "danger", disabled: why !== "",
-          "data-action": `devices/${action}`, "data-id": device.id, "aria-describedby": `${action}-${device.id}`,
-        }, word),
-        h("span", { id: `${action}-${device.id}`, class: "hint" }, why || does)]))));
-}
-
-/** @param {Device} device */
-const renameForm = ({ id, name }) => h("form", { "data-submit": "devices/rename-to", "data-id": id },
-  h("input", { name: "name", value: name, required: true, maxlength: 63, autocomplete: "off", "aria-label": "New name", "data-autofocus": true }),
-  h("button", null, "Save"), h("button", { type: "button", class: "plain", "data-action": "devices/rename", "data-id": "" }, "Cancel"));
 
 /** @param {Device[]} all @param {State} state @param {number} now_ms */
 function many(all, state, now_ms) {

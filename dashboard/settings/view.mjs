@@ -3,9 +3,10 @@
 /** @import { Key, Setting, Settings } from "./state.mjs" */
 
 import { h, memo } from "../dom.mjs";
-import { age, secondsSince } from "../format.mjs";
+import { age, engineWords, secondsSince } from "../format.mjs";
 import { copyable, dialogView, errorText, factList, viewHead } from "../parts.mjs";
 import { ask } from "../state.mjs";
+import { enginesCard, useDialog } from "./engines.mjs";
 import { found, limitsText, may, usageText, valueText } from "./state.mjs";
 
 /** @type {[string, string][]} */
@@ -22,9 +23,11 @@ export function render(state, now_ms) {
   return h("div", { class: "settings stack" },
     viewHead("Settings"),
     h("div", { class: "cards" }, whoCard(state), addressCard(state), hostCard(state)),
+    enginesCard(own, state, now_ms),
     keysCard(own, state, now_ms),
     settingsCard(own, state),
     own.dialog === "new" && (own.made ? madeDialog(own.made, state) : newKeyDialog(state)),
+    own.asking && useDialog(own.asking, state),
     own.dialog === "revoke" && revokeDialog(own.revoking, state));
 }
 
@@ -62,8 +65,7 @@ const isOfThisHostOnly = (url) => /^https?:\/\/(127\.|localhost\b|\[::1\])/.test
 const hostCard = ({ host }) => card("Main host", host && [
   factList([
     ["Name", host.main_host], ["Supervisor", host.version],
-    ["Engine", host.engine ? `${host.engine.version} (${host.engine.build})` : "none"],
-    ["RPC protocol", host.engine?.rpc_protocol], ["Program", host.engine?.llama_server],
+    ["Engine", engineWords(host.engine)], ["Program", host.engine?.llama_server],
   ]),
   host.engine?.problem && h("p", { class: "error" }, host.engine.problem),
   h("p", { class: "row start" }, h("a", { href: "/metrics" }, "Metrics for Prometheus"),
@@ -91,7 +93,7 @@ function keyRow(key, used_s) {
   const { name, shown, scopes } = key;
   const used = used_s === null ? "never" : `${age(used_s)} ago`;
   return memo(name, [key, used], () => h("tr", null,
-    h("th", { scope: "row" }, name), h("td", { class: "mono" }, `${shown}…`),
+    h("th", { scope: "row" }, name), h("td", { class: "mono" }, `${shown.replace("…", "")}…`),
     [scopes.join(", "), limitsText(key), usageText(key), used].map((cell) => h("td", null, cell)),
     h("td", null, button("settings/dialog", ["Revoke", h("span", { class: "hidden-text" }, ` ${name}`)],
       { class: "danger", "data-dialog": "revoke", "data-name": name }))));

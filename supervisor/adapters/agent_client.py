@@ -15,9 +15,13 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from agents import tls
+from agents import local_network, tls
 from agents.contract import (
     DeviceFacts,
+    EngineFacts,
+    EngineInstall,
+    EngineOffer,
+    Finding,
     MeasurementProblem,
     MeasurementProgress,
     MeasurementResult,
@@ -27,16 +31,25 @@ from agents.contract import (
     RpcServerStatus,
 )
 from agents.errors import MeasurementUnsupported
+from agents.own_networks import own_addresses
 from supervisor.errors import AgentRefused, AgentUnreachable
 
 T = TypeVar("T")
 
 _FACTS = TypeAdapter(DeviceFacts)
 _STATUS = TypeAdapter(RpcServerStatus)
+_INSTALL = TypeAdapter(EngineInstall)
+_ENGINE = TypeAdapter(EngineFacts)
 _UPDATE: TypeAdapter[MeasurementUpdate] = TypeAdapter(MeasurementUpdate)
+
+_FINDINGS = TypeAdapter(list[Finding])
 
 _CONNECT_S = 3.0
 _ANSWER_S = 10.0
+_PROOF_S = 90.0
+"""A phone starts each of an engine's programs once before it takes it."""
+_EXAMINATION_S = 30.0
+"""A device has 20 s for its checks."""
 _KEEP_ALIVE_S = 60.0
 _TRIES = 3
 
@@ -91,6 +104,29 @@ class AgentClient:
         )
         return answer
 
+    async def examine(self) -> list[Finding]:
+        return self._read(_FINDINGS, await self._call("GET", "/doctor", timeout=_EXAMINATION_S))
+
+    async def offer_engine(self, offer: EngineOffer) -> EngineInstall:
+        try:
+            answer = await self._call("PUT", "/engine", json=asdict(offer))
+        except AgentRefused as exc:
+            if "HTTP 404" not in str(exc):
+                raise
+            raise AgentRefused(
+                f"the agent of {self.name} is too old to take an engine; update it", exc.code
+            ) from exc
+        return self._read(_INSTALL, answer)
+
+    async def engine_install(self) -> EngineInstall | None:
+        answer = await self._call("GET", "/engine")
+        return None if answer is None else self._read(_INSTALL, answer)
+
+    async def use_engine(self, build: str) -> EngineFacts:
+        body, timeout_s = {"build": build}, _ANSWER_S + _PROOF_S
+        answer = await self._call("POST", "/engine/use", json=body, timeout=timeout_s)
+        return self._read(_ENGINE, answer)
+
     async def measure(
         self, spec: MeasurementSpec
     ) -> AsyncGenerator[MeasurementProgress | MeasurementResult, None]:
@@ -111,7 +147,7 @@ class AgentClient:
                     if isinstance(update, MeasurementResult):
                         return
         except httpx.TransportError as exc:
-            raise self._unreachable(exc) from exc
+            raise await self._unreachable(exc) from exc
         raise AgentUnreachable(
             f"the agent of {self.name} ended its answer before the measurement was done; "
             "see its log, and measure again"
@@ -148,12 +184,23 @@ class AgentClient:
                         method, path, extensions=self._sni, **arguments
                     )
         except httpx.TransportError as exc:
-            raise self._unreachable(exc) from exc
+            raise await self._unreachable(exc) from exc
+        except RuntimeError as exc:
+            if not self._http.is_closed:
+                raise
+            # While we tried again: the device was removed, or its agent is elsewhere now.
+            raise AgentUnreachable(
+                f"the agent of {self.name} is no longer at {self.endpoint}; try again"
+            ) from exc
         if response.status_code >= 400:
             raise self._refusal(response)
         return response.json()
 
-    def _unreachable(self, exc: httpx.TransportError) -> AgentUnreachable:
+    async def _unreachable(self, exc: httpx.TransportError) -> AgentUnreachable:
+        if denied := await local_network.denial(exc, self.endpoint, own=own_addresses):
+            error = AgentUnreachable(f"the agent of {self.name} cannot be asked: {denied}")
+            error.code = denied.code
+            return error
         return AgentUnreachable(
             f"the agent of {self.name} does not answer at {self.endpoint} "
             f"({str(exc) or type(exc).__name__}); check that it runs and its network"

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import re
 import secrets
+import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import httpx
 import psutil
 
 from agents import privatefile, process
+from agents.awake import Awake
 from agents.errors import FolderNotWritable
 from supervisor.core.entities import LaunchRecord
 from supervisor.core.slots import SlotState
@@ -52,6 +54,7 @@ class LlamaServers:
 
     def __init__(self, ledger_path: Path, boot_id: str) -> None:
         self._ledger = process.ChildLedger(ledger_path, boot_id)
+        self._awake: dict[int, Awake] = {}
 
     async def start(
         self, argv: Sequence[str], environment: Mapping[str, str], log_path: Path
@@ -62,13 +65,25 @@ class LlamaServers:
             EngineMissing, EngineUnusable: The program is not there or does not run.
             FolderNotWritable: Its log, or the note of it, cannot be written.
         """
-        return await self._ledger.spawn(
+        child = await self._ledger.spawn(
             "llama-server",
             argv,
             log_path=log_path,
             environment=environment,
             parent_death_signal=None,
         )
+        try:
+            await self._hold_awake(child.pid)
+        except asyncio.CancelledError:
+            child.signal(signal.SIGKILL)  # nobody would know of it
+            raise
+        return child
+
+    async def _hold_awake(self, pid: int) -> None:
+        """What holds off sleep ends with its llama-server; one that lives on does so itself."""
+        self._awake = {each: awake for each, awake in self._awake.items() if awake.is_held}
+        awake = self._awake[pid] = Awake()
+        await awake.hold(pid)
 
     def adopt(self, record: LaunchRecord) -> process.Running | None:
         """The process of a launch that an earlier run of us started, if it still runs.

@@ -1,7 +1,7 @@
 """The engine's own word on what a plan needs, remembered while neither changes."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -14,13 +14,16 @@ from supervisor.ports import Model
 
 _REMEMBERED: Final = 64
 
-Key = tuple[Path, int, int, EngineOptions]
+Key = tuple[Path, int, int, EngineOptions, str, str]
 
 
 class MemoryOracle:
     """Runs the engine's planner against stand-ins of the workers; no real one is touched."""
 
-    def __init__(self, engine: EngineFacts | None, inherited: Mapping[str, str]) -> None:
+    def __init__(
+        self, engine: Callable[[], EngineFacts | None], inherited: Mapping[str, str]
+    ) -> None:
+        """``engine``: the one of now; what another build said is not remembered for it."""
         self._engine = engine
         self._inherited = inherited
         self._known: OrderedDict[Key, EngineMemory] = OrderedDict()
@@ -28,7 +31,8 @@ class MemoryOracle:
     @property
     def is_there(self) -> bool:
         """Whether this engine has the tool."""
-        return self._engine is not None and (Path(self._engine.folder) / TOOL).is_file()
+        engine = self._engine()
+        return engine is not None and (Path(engine.folder) / TOOL).is_file()
 
     async def __call__(self, model: Model, plan: Plan) -> EngineMemory:
         """What every device and the main host need.
@@ -37,10 +41,11 @@ class MemoryOracle:
             EngineRefusedModel, EngineRefusedFlag: The launch would fail for that reason.
             EngineToolMissing, EstimateFailed: There is no figure.
         """
-        assert self._engine is not None
+        engine = self._engine()
+        assert engine is not None
         path = model.file
         stat, options = path.stat(), options_of(plan)
-        key = path, stat.st_mtime_ns, stat.st_size, options
+        key = path, stat.st_mtime_ns, stat.st_size, options, engine.folder, engine.build
         if key not in self._known:
             # One stand-in per device: which of them share an rpc-server does not change memory.
             workers = [
@@ -48,7 +53,7 @@ class MemoryOracle:
                 for shard in plan.shards
             ]
             self._known[key] = await engine_memory(
-                self._engine, path, workers, options, inherited=self._inherited
+                engine, path, workers, options, inherited=self._inherited
             )
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)

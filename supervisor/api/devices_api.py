@@ -4,6 +4,7 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 
 from supervisor.core.entities import Device, FrozenModel
+from supervisor.core.wires import AUTOMATIC
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
 
@@ -15,6 +16,9 @@ class DeviceChange(FrozenModel):
         default=None, description="1 to 40 letters, digits, and any of - _ .; no other device's"
     )
     excluded: bool | None = Field(default=None, description="no plan uses it; what runs goes on")
+    wire: str | None = Field(
+        default=None, max_length=64, description="address for tensors; auto or empty: the fastest"
+    )
 
 
 def create_devices_router(registry: Registry, reconciler: Reconciler) -> APIRouter:
@@ -32,6 +36,8 @@ def create_devices_router(registry: Registry, reconciler: Reconciler) -> APIRout
             await reconciler.rename_device(found.id, wanted.name)
         if wanted.excluded is not None:
             await registry.exclude(found.id, excluded=wanted.excluded)
+        if wanted.wire is not None:
+            await registry.choose_wire(found.id, "" if wanted.wire == AUTOMATIC else wanted.wire)
         return registry.device(found.id)
 
     @router.post("/devices/{device}/drain")

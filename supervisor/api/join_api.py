@@ -1,7 +1,8 @@
-"""The address for agents (TLS): join, heartbeats, and the agent program itself."""
+"""The address for agents (TLS): join, heartbeats, the agent program itself, and engines."""
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +20,14 @@ from agents.errors import ProjectError
 from agents.requests import problem, read_body
 from supervisor.api.problems import status_of
 from supervisor.core.entities import AgentId
-from supervisor.errors import BadRequest, BadToken
+from supervisor.errors import BadRequest, BadToken, ReleaseUnknown
 from supervisor.service.registry import Registry
 
+log = logging.getLogger(__name__)
+
 MAX_BODY_BYTES = 256 * 1024
+
+_UNKNOWN = "this device was removed, or joined anew; join it again with a new code"
 
 M = TypeVar("M", Heartbeat, JoinRequest)
 
@@ -36,12 +41,19 @@ def create_join_app(
     files: Callable[[str], Path | None],
     heartbeat_s: float,
     lease_s: float,
+    engines: Callable[[str], Path | None] = lambda _: None,
 ) -> Starlette:
-    """Routes for agents. ``files`` maps a download's name to its path.
+    """Routes for agents. ``files`` and ``engines`` map a download's name to its path.
 
     Agents send a heartbeat every ``heartbeat_s`` seconds, and stop their rpc-server when none was
     answered for ``lease_s``.
     """
+
+    def caller(request: Request) -> AgentId | None:
+        """The device that asks, if its certificate is its current one."""
+        agent_id = AgentId(request.scope.get(tls.PEER, "").removeprefix("agent-"))
+        is_known = registry.recognises(agent_id, request.scope.get(tls.SERIAL, ""))
+        return agent_id if is_known else None
 
     async def get_authority(_: Request) -> Response:
         return PlainTextResponse(authority_pem, media_type="application/x-pem-file")
@@ -57,17 +69,23 @@ def create_join_app(
         return JSONResponse(asdict(reply))
 
     async def post_heartbeat(request: Request) -> Response:
-        agent_id = AgentId(request.scope.get(tls.PEER, "").removeprefix("agent-"))
-        if not registry.recognises(agent_id, request.scope.get(tls.SERIAL, "")):
-            return problem(
-                403,
-                BadToken.code,
-                "this device was removed, or joined anew; join it again with a new code",
-            )
+        if (agent_id := caller(request)) is None:
+            return problem(403, BadToken.code, _UNKNOWN)
         message = await _read(_HEARTBEAT, request)
         peer = request.client.host if request.client else ""
         await registry.heard(agent_id, message, peer)
         return JSONResponse(asdict(HeartbeatReply(heartbeat_s, lease_s)))
+
+    async def get_engine(request: Request) -> Response:
+        if (agent_id := caller(request)) is None:
+            return problem(403, BadToken.code, _UNKNOWN)
+        name = request.path_params["archive"]
+        path = await asyncio.to_thread(engines, name)
+        if path is None:
+            return problem(404, ReleaseUnknown.code, f"no engine {name[:100]!r} is on the shelf")
+        asked = {"device": agent_id, "archive": name, "range": request.headers.get("range", "all")}
+        log.info("engine.asked_for", extra=asked)
+        return FileResponse(path)
 
     async def on_error(_: Request, exc: Exception) -> Response:
         assert isinstance(exc, ProjectError)
@@ -76,6 +94,7 @@ def create_join_app(
     routes = [
         Route("/authority.pem", get_authority),
         Route("/files/{name}", get_file),
+        Route("/engines/{archive}", get_engine),
         Route("/join", post_join, methods=["POST"]),
         Route("/heartbeat", post_heartbeat, methods=["POST"]),
     ]

@@ -4,7 +4,7 @@ from typing import Final
 
 import segno
 
-from supervisor.api.views import JoinLine
+from supervisor.api.views import JoinLine, Platform
 
 _QUIET_ZONE: Final = 4
 """Light modules around a code, which scanners need."""
@@ -12,12 +12,17 @@ _QUIET_ZONE: Final = 4
 
 def join_lines(termux: str, elsewhere: str) -> tuple[JoinLine, ...]:
     """The lines for phones under Termux, and for computers. Takes some 60 ms."""
-    on_computers = qr_svg(elsewhere)
-    return (
-        JoinLine(platform="termux", command=termux, qr=qr_svg(termux)),
-        JoinLine(platform="macos", command=elsewhere, qr=on_computers),
-        JoinLine(platform="linux", command=elsewhere, qr=on_computers),
+    lines = line_of_each(termux, elsewhere)
+    drawn = {line: qr_svg(line) for line in lines.values()}
+    return tuple(
+        JoinLine(platform=platform, command=line, qr=drawn[line])
+        for platform, line in lines.items()
     )
+
+
+def line_of_each(termux: str, elsewhere: str) -> dict[Platform, str]:
+    """Each platform and its line; a Mac and Linux have the same."""
+    return {"termux": termux, "macos": elsewhere, "linux": elsewhere}
 
 
 def qr_svg(text: str) -> str:

@@ -33,6 +33,9 @@ from supervisor.core.entities import (
 )
 from supervisor.service.attempt import SET_BY_US
 from supervisor.service.clock import timestamp
+from supervisor.service.doctoring import Doctoring
+from supervisor.service.engine_change import EngineChanger
+from supervisor.service.engine_installing import EngineInstaller
 from supervisor.service.events import EventBus
 from supervisor.service.gateway import Gateway
 from supervisor.service.journal import Journal
@@ -46,6 +49,9 @@ from supervisor.service.request_log import RequestLog
 from supervisor.service.sessions import Sessions
 from supervisor.service.tools import MainHost
 from supervisor.settings import Settings
+
+_JOIN_SCRIPT = "~/.llama-join.sh"
+"""Where the line for computers puts ``agents/join.sh``, which knows this name, too."""
 
 
 class LaunchReader(Protocol):
@@ -82,14 +88,20 @@ class Services:
     request_log: RequestLog
     gateway: Gateway
     metrics: Metrics
+    doctoring: Doctoring
+    engine_installer: EngineInstaller
+    engine_changer: EngineChanger
 
     def join_command(self, code: JoinCode) -> str:
-        """The line for a device that has nothing of ours yet.
+        """The line for a Mac or a Linux host that has nothing of ours yet.
 
         The code goes through the environment, since every user of a host can read arguments.
+        The script goes through a file, which is run only when it is whole and leaves the keyboard
+        to questions, as a pipe into the shell would not. It is a hidden one in the home folder,
+        where nobody's own has that name and others cannot put theirs; the script removes it.
         """
-        fetch = f"{self._fetch('agent.pyz')} -o agent.pyz"
-        return f"{fetch} && {CODE_VARIABLE}={code} python3 agent.pyz join -"
+        fetch = f"{self._fetch('join.sh')} -o {_JOIN_SCRIPT}"
+        return f"{fetch} && {CODE_VARIABLE}={code} sh {_JOIN_SCRIPT} - '{self.server_pin}'"
 
     def termux_command(self, code: JoinCode) -> str:
         """The line for a phone under Termux: installs what is missing, and starts at boot."""

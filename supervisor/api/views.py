@@ -17,10 +17,14 @@ MostHours = Annotated[float, Field(gt=0, le=24 * 366 * 100)]
 """Beyond, there is no calendar."""
 
 
+Platform = Literal["termux", "macos", "linux"]
+"""Each has a line of its own to join with."""
+
+
 class JoinLine(FrozenModel):
     """What to type, or to scan and paste, on a device of one platform."""
 
-    platform: Literal["termux", "macos", "linux"]
+    platform: Platform
     command: str
     qr: str = Field(description="the command as a QR code: a data URI of image/svg+xml")
 

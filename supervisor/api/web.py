@@ -13,6 +13,9 @@ from supervisor.api import problems, rest
 from supervisor.api.auth import GatewayCors, RequireKey
 from supervisor.api.deployments_api import create_deployments_router
 from supervisor.api.devices_api import create_devices_router
+from supervisor.api.doctor_api import create_doctor_router
+from supervisor.api.engine_change_api import create_engine_change_router
+from supervisor.api.engines_api import create_engines_router
 from supervisor.api.events_api import create_events_router
 from supervisor.api.gateway_api import GatewayApp, GatewayFork
 from supervisor.api.hub_api import create_hub_router
@@ -73,8 +76,11 @@ def create_app(services: rest.Services, page_folder: Path) -> FastAPI:
     app.include_router(create_logs_router(logs))
     app.include_router(create_measure_router(services.measurer))
     app.include_router(create_push_router(services.pusher))
+    app.include_router(create_engines_router(services.engine_installer))
+    app.include_router(create_engine_change_router(services.engine_changer))
     app.include_router(create_events_router(services.journal, services.bus))
     app.include_router(create_report_router(services.reporter))
+    app.include_router(create_doctor_router(services.doctoring))
     app.include_router(create_session_router(services.keyring, services.sessions))
     app.include_router(create_settings_router(services.settings))
     app.include_router(create_hub_router(services.hub))

@@ -4,10 +4,14 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 from supervisor.cli import output
 from supervisor.cli.client import Client
 from supervisor.cli.options import AsJson, Key, Url
+from supervisor.core.wires import AUTOMATIC
+from supervisor.errors import DeviceUnknown
 
 devices_app = typer.Typer(invoke_without_command=True, help="List devices, or decide about one.")
 
@@ -53,6 +57,60 @@ def rename(
 ) -> None:
     """Give a device another name, which it keeps."""
     _change(Client(url, key), device, as_json, name=name)
+
+
+@devices_app.command()
+def wires(
+    device: Annotated[str | None, typer.Argument(help="name or id; all without one")] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the ways to devices, and which of them carries tensors."""
+    found = Client(url, key).get("/api/devices")
+    if device is not None:
+        found = [each for each in found if device in (each["name"], each["id"])]
+        if not found:
+            raise DeviceUnknown(f"no device {device!r}; see 'supervisor devices'")
+    if as_json:
+        output.print_json({each["name"]: each["wires"] for each in found})
+    else:
+        output.console.print(wires_table(found))
+
+
+@devices_app.command()
+def wire(
+    device: DeviceName,
+    address: Annotated[
+        str, typer.Argument(help="of the device, as 'devices wires' lists them; auto: the fastest")
+    ] = AUTOMATIC,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the address of a device that tensors go to; what runs stays as it is."""
+    changed = Client(url, key).patch(_path(device), {"wire": address})
+    output.print_json(changed) if as_json else output.console.print(wires_table([changed]))
+
+
+def wires_table(devices: list[dict[str, Any]]) -> Table:
+    """Ways to devices, one row each; the one that carries tensors is marked."""
+    columns = ("device", "to", "from", "over", "round trip", "rate", "use")
+    made = output.table("Wires", *columns)
+    for device in devices:
+        for each in device["wires"]:
+            trip_ms, rate = each["round_trip_ms"], each["up_bytes_per_s"]
+            chosen = ", you chose it" if device["wire"] == each["far"] else ""
+            made.add_row(
+                escape(device["name"]),
+                each["far"],
+                each["near"],
+                escape(" ".join(part for part in (each["kind"], each["interface"]) if part)),
+                "?" if trip_ms is None else f"{trip_ms:.2f} ms",
+                "?" if rate is None else f"{rate / 1e6:.1f} MB/s",
+                escape(each["problem"] or (f"tensors{chosen}" if each["in_use"] else "")),
+            )
+    return made
 
 
 def _change(client: Client, device: str, as_json: bool, **wanted: Any) -> None:

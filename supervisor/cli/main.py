@@ -11,6 +11,8 @@ from supervisor import __version__
 from supervisor.cli import (
     cluster,
     devices,
+    doctor,
+    engines,
     events,
     keys,
     launching,
@@ -21,6 +23,7 @@ from supervisor.cli import (
     report,
     requests,
     running,
+    services,
 )
 
 app = typer.Typer(
@@ -38,6 +41,7 @@ for command in (
     launching.plan,
     launching.launch,
     launching.restart,
+    doctor.doctor,
     running.status,
     running.stop,
     running.start,
@@ -53,8 +57,9 @@ app.add_typer(devices.devices_app, name="devices")
 app.add_typer(records.launches_app, name="launches")
 app.add_typer(keys.keys_app, name="keys")
 app.add_typer(models.models_app, name="models")
-app.add_typer(programs.engine_app, name="engine")
+app.add_typer(engines.engine_app, name="engine")
 app.add_typer(programs.config_app, name="config")
+app.add_typer(services.service_app, name="service")
 
 
 def main() -> int:

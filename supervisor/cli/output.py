@@ -22,6 +22,7 @@ _COLOURS = {
     "backoff": "yellow",
     "degraded": "yellow",
     "suspect": "yellow",
+    "parked": "yellow",
     "failed": "red",
     "lost": "red",
     "unusable": "red",

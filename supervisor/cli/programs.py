@@ -3,20 +3,19 @@
 import asyncio
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from agents import cli as agent_cli
-from agents import engine as engines
 from agents import log as logs
+from agents.power import FLOOR_PERCENT, HOT_C, Limits
+from agents.power_options import FLOOR_HELP, HOT_HELP
 from supervisor import settings
-from supervisor.cli import output
-from supervisor.cli.client import default_folder
+from supervisor.cli import invitation, output
 from supervisor.cli.options import AsJson, Config, Data, load_settings
 
-engine_app = typer.Typer(no_args_is_help=True, help="The llama.cpp programs on this host.")
 config_app = typer.Typer(no_args_is_help=True, help="Settings.")
 
 
@@ -31,6 +30,7 @@ def up(
     agent: Annotated[
         bool | None, typer.Option("--agent/--no-agent", help="serve this host's device too")
     ] = None,
+    platform: invitation.OnlyFor = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the start as JSON")] = False,
 ) -> None:
     """Start the supervisor on this host, the main host, until Ctrl-C."""
@@ -51,17 +51,22 @@ def up(
     def announce(running: Running) -> None:
         if as_json:
             output.print_json(
-                {"url": running.url, "join_code": running.join_code, "pid": os.getpid()}
+                {
+                    "url": running.url,
+                    "join_code": running.join_code,
+                    "pid": os.getpid(),
+                    "lines": running.join_lines,
+                }
             )
+            return
+        if platform:
+            print(running.join_lines[platform], flush=True)  # noqa: T201 - to be copied
             return
         say = output.console.print
         say(f"[bold]dashboard[/]  {running.url}")
         say(f"[bold]join code[/]  {running.join_code}")
         say(f"[bold]on a device with this program[/]   supervisor join {running.join_code}")
-        say("[bold]on a device with Python alone[/]  ", end="")
-        say(escape(running.join_command))
-        say("[bold]on a phone under Termux[/]  ", end="")
-        say(escape(running.termux_command))
+        invitation.say_lines(running.join_lines)
         say(f"the code is good until {running.join_expires_at}; Ctrl-C stops everything")
 
     asyncio.run(serve(chosen, announce))
@@ -80,54 +85,24 @@ def join(
     port: Annotated[int | None, typer.Option(help="REST port")] = None,
     name: Annotated[str | None, typer.Option(help="name of this device")] = None,
     threads: Annotated[int | None, typer.Option(help="threads of the rpc-server")] = None,
+    battery_floor: Annotated[
+        float, typer.Option(help=FLOOR_HELP, min=0, max=100, metavar="PERCENT")
+    ] = FLOOR_PERCENT,
+    hot_c: Annotated[float, typer.Option(help=HOT_HELP, min=30, max=60)] = HOT_C,
 ) -> None:
     """Make this device a worker of the main host that printed CODE, until Ctrl-C."""
     logs.configure("agent")
     options = agent_cli.Options(
-        code=agent_cli.join_code(code),
+        code=agent_cli.join_code(code, data),
         folder=data or agent_cli.default_folder(),
         engine=engine,
         host=host,
         port=port,
         name=name,
         threads=threads,
+        power=Limits(battery_floor, hot_c),
     )
     asyncio.run(agent_cli.run(options))
-
-
-@engine_app.command("list")
-def list_engines(
-    folder: Annotated[Path | None, typer.Option("--engine", help="look here only")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the llama.cpp programs of this host: path, version, RPC protocol."""
-    found = asyncio.run(_inspected(folder))
-    if as_json:
-        from dataclasses import asdict
-
-        output.print_json([asdict(engine) for engine in found])
-        return
-    made = output.table("Engines", "folder", "found by", "version", "build", "RPC", "problem")
-    for engine in found:
-        rpc = engine.rpc_protocol if engine.has_rpc else "no"
-        made.add_row(
-            escape(engine.folder),
-            engine.source,
-            engine.version,
-            engine.build,
-            rpc,
-            escape(engine.problem),
-        )
-    output.console.print(made)
-    if not found:
-        output.console.print("none found; install llama.cpp with RPC, or set LLAMA_CPP_BIN")
-
-
-async def _inspected(folder: Path | None) -> list[Any]:
-    inherited = engines.inherited()
-    own = default_folder() / "engines"
-    found = engines.discover(inherited, explicit=folder, own_engines=own)
-    return [await engines.inspect(engine, inherited) for engine in found]
 
 
 @config_app.command("show")

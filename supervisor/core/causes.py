@@ -11,6 +11,7 @@ from agents.errors import (
     EngineUnusable,
     EngineWithoutRpc,
     LinkLost,
+    LocalNetworkDenied,
     PortInUse,
     ProjectError,
     PublicAddressRefused,
@@ -98,6 +99,11 @@ _ADVICE: Final[Mapping[type[ProjectError], tuple[Action, str]]] = {
     errors.LinkBlackHole: (
         Action.RETRY,
         "it is made anew; look at firewalls, Wi-Fi roaming and VPNs between both",
+    ),
+    LocalNetworkDenied: (
+        Action.RETRY,
+        "allow it in System Settings > Privacy & Security > Local Network of this Mac, start the "
+        "supervisor from Terminal, or install it as a service (supervisor service install)",
     ),
     LinkLost: (Action.RETRY, "it is made anew; look at that device's Wi-Fi and battery settings"),
     RpcServerExited: (Action.RETRY, "it is started anew; if it repeats, see its log"),

@@ -10,6 +10,7 @@ from typing import Literal
 from agents.command import rpc_server_argv
 from agents.contract import RPC_PORTS, DeviceFacts
 from supervisor.core.entities import AgentId, LaunchRecord, Plan, WorkerRecord
+from supervisor.core.rdma import NO_RDMA
 
 LOOPBACK = "127.0.0.1"
 
@@ -228,6 +229,8 @@ def shell_script(record: LaunchRecord, set_by_us: Mapping[str, str]) -> list[tup
 
     Without the links: every rpc-server listens on its host's own address, open to its network.
     """
+    tcp_only = {n: v for n, v in record.environment.items() if n in NO_RDMA}
+    set_by_us = {**set_by_us, **tcp_only}
     workers = [(w.device, shell_command(_by_hand(w), set_by_us)) for w in record.workers]
     direct = {w.endpoint: _direct_endpoint(w) for w in record.workers}
     argv = list(record.argv)

@@ -13,6 +13,7 @@ from agents.errors import (
     AgentError,
     EngineUnusable,
     LinkLost,
+    LocalNetworkDenied,
     ProjectError,
     RpcServerExited,
     RpcServerSilent,
@@ -217,7 +218,8 @@ def _ended_from_outside(evidence: Evidence) -> Cause | None:
 
 
 def _engine_said(evidence: Evidence) -> Cause | None:
-    hit = log_causes.first_hit(log_causes.ENGINE_CAUSES, evidence.log_tail)
+    of_macs = log_causes.ON_MACS if evidence.platform == "macos" else ()
+    hit = log_causes.first_hit((*of_macs, *log_causes.ENGINE_CAUSES), evidence.log_tail)
     if hit is None:
         return None
     worker = _meant(hit, evidence)
@@ -440,7 +442,8 @@ def _meant(hit: log_causes.Hit, evidence: Evidence) -> WorkerEvidence | None:
 
 
 def _somebody(hit: log_causes.Hit) -> str:
-    return "a worker" if hit.row.error is errors.WorkerIncompatible else "the main host"
+    is_of_worker = hit.row.error in (errors.WorkerIncompatible, LocalNetworkDenied)
+    return "a worker" if is_of_worker else "the main host"
 
 
 def _at(endpoint: str, evidence: Evidence) -> WorkerEvidence | None:

@@ -186,6 +186,8 @@ class WorkerRecord(FrozenModel):
     host: str = Field(description="where llama-server finds it: loopback, if there is a link")
     port: int
     link: str = Field(default="", description="far end of its link; empty: none, transport direct")
+    wire: str = Field(default="", description="why its tensors go that way; empty: no choice")
+    rdma: str = Field(default="", description="whether it may use RDMA, and why not; empty: no")
     address: str = Field(default="", description="of the device")
     rpc_protocol: str
     engine_build: str
@@ -467,6 +469,7 @@ class Device(FrozenModel):
     doing: str = Field(default="", description="what it does now, in few words; empty: nothing")
     speed: MeasuredSpeed | None = Field(default=None, description="None: never measured")
     wires: tuple[Wire, ...] = Field(default=(), description="ways to it, the one in use first")
+    wire: str = Field(default="", description="far address that the operator chose; empty: none")
     engine_install: EngineInstall | None = Field(
         default=None, description="of an engine that it gets from us; None: nothing was offered"
     )

@@ -3,10 +3,15 @@
 What is unknown is ``None`` or empty, never a guess.
 """
 
+import sys
 from dataclasses import dataclass
+from typing import Final
 
 from agents.contract import RpcServerStatus
 from agents.errors import ProjectError
+
+HERE: Final = "macos" if sys.platform == "darwin" else "linux"
+"""Platform of the main host, whose signals and words llama-server gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +70,5 @@ class Evidence:
     engine_build: str = ""
     workers: tuple[WorkerEvidence, ...] = ()
     was_ready: bool = False
+    platform: str = HERE
+    """Of the main host."""

@@ -1,17 +1,13 @@
 """Evidence in words: how a process ended, and the lines that show why."""
 
 import re
-import sys
 from collections.abc import Sequence
 from typing import Final
 
 from agents.contract import WorkerState
 from supervisor.core import log_causes
-from supervisor.core.evidence import Evidence, WorkerEvidence
+from supervisor.core.evidence import HERE, Evidence, WorkerEvidence
 from supervisor.core.units import gib
-
-HERE: Final = "macos" if sys.platform == "darwin" else "linux"
-"""Platform of the main host, whose signals llama-server gets."""
 
 STOPPED: Final = ("T", "t")
 """Process states: by a signal, by a debugger."""

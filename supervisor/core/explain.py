@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from supervisor.core.entities import LeftOut
-from supervisor.core.explain_no_fit import explain_no_fit
+from supervisor.core.explain_no_fit import explain_no_fit, gpu_limits
 from supervisor.core.explain_words import called, capital, duration, listed, rate
 from supervisor.core.planning import (
     HOST,
@@ -109,6 +109,7 @@ def _shrunk(request: PlanRequest, result: Planned) -> Iterator[str]:
         memory = "that memory" if changes else "its memory of a conversation"
         changes.append(f"{memory} is stored more coarsely (a {run.kv_type} cache)")
     yield f"What you asked for does not fit, so {' and '.join(changes) or result.shrunk[0]}."
+    yield from gpu_limits(request)
 
 
 def _slots(best: Placement) -> Iterator[str]:

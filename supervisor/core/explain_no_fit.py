@@ -5,6 +5,7 @@ from itertools import groupby, pairwise
 
 from supervisor.core.explain_words import called, listed
 from supervisor.core.ggml_types import TYPE_SIZES
+from supervisor.core.mac_gpus import how_to_raise
 from supervisor.core.memory import GIB
 from supervisor.core.model_shape import ModelShape
 from supervisor.core.planning import NoFit, PlanRequest, Shortfall
@@ -40,10 +41,20 @@ def explain_no_fit(request: PlanRequest, result: NoFit) -> Iterator[str]:
     )
     yield from _missing(sizes, result)
     yield _room(result)
+    yield from gpu_limits(request)
     yield from _nearly(request, result)
     yield _advice(request, result)
     if not request.overrides.is_empty:
         yield "This is with your own settings; without them, more may fit."
+
+
+def gpu_limits(request: PlanRequest) -> Iterator[str]:
+    """How the GPU of each Mac that has memory to spare may be let use it."""
+    chosen, left_out = request.overrides.devices, request.overrides.exclude
+    for offer in request.devices:
+        is_wanted = offer.name not in left_out and (not chosen or offer.name in chosen)
+        if offer.gpu_limit is not None and is_wanted:
+            yield how_to_raise(offer.name, offer.gpu_limit)
 
 
 def _missing(sizes: Sizes, result: NoFit) -> Iterator[str]:

@@ -29,6 +29,7 @@ from supervisor.core.planning import (
     Wanted,
 )
 from supervisor.core.speed import Output, Workload
+from supervisor.core.wires import direct_host
 from supervisor.core.workspace import workspace_of_any
 
 EXACT: Final = {"compute_factor": 1.0, "compute_extra_bytes": 0}
@@ -132,7 +133,7 @@ def launch_plan(
                 agent_id=place.device.id,
                 device=place.device.name,
                 ggml_device=place.ggml.name,
-                host=place.device.address,
+                host=direct_host(place.device),
                 layers=layers,
                 first_layer=device.first_layer,
                 has_output=is_last and best.output is not Output.HOST,

@@ -13,7 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agents.errors import DiskFull, EngineWithoutRpc, PortInUse, ProjectError
+from agents.errors import (
+    DiskFull,
+    EngineWithoutRpc,
+    LocalNetworkDenied,
+    PortInUse,
+    ProjectError,
+)
 from supervisor.errors import (
     AllocationRefused,
     ArchitectureUnsupported,
@@ -79,6 +85,15 @@ _UNREACHED: Final = _row(
     WorkerUnreachable,
     "it could not connect to {who}",
 )
+
+ON_MACS: Final = (
+    _row(
+        r"(?:Failed to connect to (?P<who>[^\s,]+?):?[\s,].*)?No route to host",
+        LocalNetworkDenied,
+        "macOS keeps it from {who}, which is in its own network ({line})",
+    ),
+)
+"""From a llama-server on a Mac, before all others: elsewhere such a route is really missing."""
 
 LEFT_TO_THE_HOST: Final = (_UNREACHED,)
 """Builds of early 2026 go on without a worker, and need the memory for its layers themselves."""

@@ -42,6 +42,7 @@ class LinkMeasured(FrozenModel):
     rtt_p90_s: float = Field(ge=0)
     up_bytes_per_s: float = Field(gt=0)
     down_bytes_per_s: float = Field(gt=0)
+    far: str = Field(default="", description="address of the device that it goes to")
 
 
 def why_stale(
@@ -51,6 +52,7 @@ def why_stale(
     keeps: timedelta,
     build: tuple[str, str] = ("", ""),
     protocol: tuple[str, str] = ("", ""),
+    far: tuple[str, str] = ("", ""),
 ) -> str:
     """Why a measurement no longer counts, or nothing.
 
@@ -60,11 +62,14 @@ def why_stale(
         keeps: How long a measurement is believed.
         build: Engine build then and now; unknown ones are empty and match.
         protocol: RPC protocol then and now.
+        far: The address that the link goes to, then and now.
     """
     if all(protocol) and protocol[0] != protocol[1]:
         return f"it was measured with RPC {protocol[0]}, now it is {protocol[1]}"
     if all(build) and build[0] != build[1]:
         return f"it was measured with build {build[0]}, now it is {build[1]}"
+    if all(far) and far[0] != far[1]:
+        return f"it was measured over {far[0]}, now tensors go over {far[1]}"
     age = now - datetime.fromisoformat(taken_at)
     if age > keeps:
         return f"it was measured {age.days} days ago"
@@ -77,6 +82,7 @@ def measured_speed(
     engine: EngineFacts | None,
     now: datetime,
     keeps: timedelta,
+    far: str = "",
 ) -> MeasuredSpeed | None:
     """What was measured of one device, in short; ``None``: it never was as a whole.
 
@@ -86,6 +92,7 @@ def measured_speed(
         engine: That it has now; ``None``: unknown, and then it is no reason for anything.
         now: With a time zone.
         keeps: How long a measurement is believed.
+        far: Address that its tensors go to now; empty: unknown.
     """
     fastest = max(devices, key=_decode_bytes_per_s, default=None)
     if fastest is None or link is None:
@@ -104,7 +111,7 @@ def measured_speed(
         down_bytes_per_s=link.down_bytes_per_s,
         round_trip_ms=round(link.rtt_p50_s * 1e3, 3),
         taken_at=fastest.taken_at,
-        stale=stale or why_stale(link.taken_at, now, keeps=keeps),
+        stale=stale or why_stale(link.taken_at, now, keeps=keeps, far=(link.far, far)),
     )
 
 

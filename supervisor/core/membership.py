@@ -12,6 +12,8 @@ class DeviceCondition(StrEnum):
     """Whether a device may be planned with."""
 
     READY = "ready"
+    PARKED = "parked"
+    """It wants no work for now: its battery is low, or it is too hot."""
     SUSPECT = "suspect"
     LOST = "lost"
     UNUSABLE = "unusable"
@@ -41,12 +43,13 @@ def assess(
         heard = f"last heard of {silent_s:.0f} s ago" if facts else "not heard of since we started"
         return DeviceCondition.LOST, f"{heard}; check that its agent runs and its network"
     engine = facts.engine
-    if engine is None:
-        return DeviceCondition.UNUSABLE, "no llama.cpp programs there; install a build with RPC"
-    if engine.problem:
-        return DeviceCondition.UNUSABLE, engine.problem
+    if engine is None or engine.problem:
+        none = "no llama.cpp programs there; install a build with RPC"
+        return DeviceCondition.UNUSABLE, engine.problem if engine else none
     if mismatch := _mismatch(engine, rpc_protocol, engine_build):
         return DeviceCondition.INCOMPATIBLE, mismatch
+    if facts.parked:
+        return DeviceCondition.PARKED, facts.parked
     if silent_s >= late_after_s:
         return DeviceCondition.SUSPECT, f"heartbeat is {silent_s:.0f} s old"
     return DeviceCondition.READY, ""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agents.contract import EngineFacts
+from supervisor.core import mac_gpus
 from supervisor.core.entities import AgentId, Device, LeftOut
 from supervisor.core.lessons import (
     MAIN_HOST,
@@ -89,8 +90,12 @@ def _obeying_offer(
     if place.shares_host_memory and is_on(place, host):
         most = int(offer.available_bytes * lessons.host_factor())
         available_bytes = min(available_bytes, most)
+    caps = [cap for cap in (offer.ubatch_cap, lesson.ubatch_cap) if cap is not None]
     return offer.model_copy(
-        update={"available_bytes": available_bytes, "ubatch_cap": lesson.ubatch_cap}
+        update={
+            "available_bytes": available_bytes,
+            "ubatch_cap": min(caps) if caps else None,
+        }
     )
 
 
@@ -117,12 +122,19 @@ def _obeying_steps(wanted: Wanted, cap: int | None) -> Wanted:
 
 
 def remarks(request: PlanRequest, places: Mapping[str, Place], lessons: Lessons) -> tuple[str, ...]:
-    """One sentence for each lesson about a device that is offered, and one if it is not heeded."""
-    return tuple(
+    """A sentence for each lesson about a device on offer, heeded or not, and for each small Mac."""
+    learned = (
         f"{name}: {why}."
         for name, agent_id, factor in _offered(request, places, lessons)
         for why in _whys(lessons.of(agent_id), factor, request.overrides.ubatch)
     )
+    gentle = (
+        f"{offer.name}: {why}."
+        for offer in request.devices
+        if lessons.of(places[offer.name].device.id).ubatch_cap is None
+        and (why := mac_gpus.why_gentle(offer, request.overrides))
+    )
+    return (*learned, *gentle)
 
 
 def _offered(

@@ -6,13 +6,14 @@ from sys import maxsize
 from typing import Final
 
 from agents.contract import DeviceFacts, GgmlDevice
-from supervisor.core import guesses
+from supervisor.core import guesses, mac_gpus
 from supervisor.core.entities import AgentId, Device, Plan
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
 from supervisor.core.memory import MIB, Platform
 from supervisor.core.model_shape import ModelShape
 from supervisor.core.planning import DeviceOffer, HostOffer
 from supervisor.core.speed import DeviceSpeed, LinkSpeed
+from supervisor.core.wires import in_use
 
 LAYER_OPERATIONS: Final = 20
 """Nodes of a llama layer's graph that compute something; each costs a fixed time."""
@@ -145,6 +146,9 @@ def device_offers(
             speed=_speed(place, measured, shape),
             link=_link(place, measured),
             is_reliable=_is_reliable(place),
+            ubatch_cap=(cap := mac_gpus.ubatch_cap(place.facts, place.ggml)),
+            is_small_mac=cap is not None,
+            gpu_limit=mac_gpus.gpu_limit(place.facts, place.ggml),
         )
         for place in places
     )
@@ -162,9 +166,10 @@ def host_offer(
         if found
         else guesses.device_speed("CPU", host.platform, host.cores)
     )
+    derate = min((place.facts.derate for place in own), default=1.0)
     return HostOffer(
         available_bytes=host.available_bytes,
-        speed=speed,
+        speed=derated(speed, derate),
         platform=Platform.ANDROID if host.platform == "android" else Platform.CPU,
         may_hold_layers=holds_layers_itself(host, places),
     )
@@ -199,9 +204,28 @@ def _platform(place: Place) -> Platform:
 
 def _speed(place: Place, measured: Measurements, shape: ModelShape) -> DeviceSpeed:
     found = measured.devices.get((place.device.id, place.ggml.name))
-    if found is not None:
-        return _measured_speed(found, shape)
-    return guesses.device_speed(place.ggml.name, place.facts.platform, place.facts.cores)
+    usual = (
+        _measured_speed(found, shape)
+        if found is not None
+        else guesses.device_speed(place.ggml.name, place.facts.platform, place.facts.cores)
+    )
+    return derated(usual, place.facts.derate)
+
+
+def derated(speed: DeviceSpeed, part: float) -> DeviceSpeed:
+    """The speed of a device that has only a part of it now, from 0 to 1, because it is hot."""
+    if not 0 < part < 1:
+        return speed
+    return DeviceSpeed(
+        decode_bytes_per_s=speed.decode_bytes_per_s * part,
+        decode_by_type={name: rate * part for name, rate in speed.decode_by_type.items()},
+        prefill_flops=speed.prefill_flops * part,
+        cache_bytes_per_s=speed.cache_bytes_per_s * part,
+        attention_flops=speed.attention_flops * part,
+        prefill_attention_flops=speed.prefill_attention_flops * part,
+        layer_overhead_s=speed.layer_overhead_s / part,
+        is_guess=speed.is_guess,
+    )
 
 
 def _measured_speed(found: DeviceMeasured, shape: ModelShape) -> DeviceSpeed:
@@ -242,7 +266,7 @@ def _link(place: Place, measured: Measurements) -> LinkSpeed:
             place.facts.platform,
             None if round_trip is None else round_trip / 1e3,
         )
-        return guess.model_copy(update={"overhead_s": overhead_s})
+        return guess.model_copy(update={"overhead_s": overhead_s, **_of_wire(place.device)})
     return LinkSpeed(
         rtt_p50_s=found.rtt_p50_s,
         rtt_p90_s=found.rtt_p90_s,
@@ -250,6 +274,20 @@ def _link(place: Place, measured: Measurements) -> LinkSpeed:
         down_bytes_per_s=found.down_bytes_per_s,
         overhead_s=overhead_s,
     )
+
+
+def _of_wire(device: Device) -> dict[str, float]:
+    """What was measured of the wire alone, while the link through it was not."""
+    wire = in_use(device)
+    if wire is None or wire.round_trip_ms is None or not wire.up_bytes_per_s:
+        return {}
+    trip_s, rate = wire.round_trip_ms / 1e3, wire.up_bytes_per_s
+    return {
+        "rtt_p50_s": trip_s,
+        "rtt_p90_s": trip_s * guesses.TAIL,
+        "up_bytes_per_s": rate,
+        "down_bytes_per_s": rate,
+    }
 
 
 def _is_reliable(place: Place) -> bool:

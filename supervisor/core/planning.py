@@ -14,6 +14,15 @@ NO_OVERRIDE = "zzz=CPU"
 """Matches no tensor; any ``-ot`` turns off llama.cpp's four input copies (planning.md 1.5)."""
 
 
+class GpuLimit(FrozenModel):
+    """A Mac's limit on what its GPU may use, where that binds before memory does."""
+
+    limit_bytes: ByteCount
+    memory_bytes: ByteCount = Field(description="of the whole Mac")
+    free_bytes: ByteCount = Field(description="of it")
+    raised_mib: int = Field(description="what it may safely be raised to")
+
+
 class DeviceOffer(FrozenModel):
     """One device that may take layers; a link of zeros means that it is the main host's own."""
 
@@ -29,6 +38,8 @@ class DeviceOffer(FrozenModel):
     ubatch_cap: int | None = Field(
         default=None, ge=1, description="it failed with more; only an override may exceed it"
     )
+    is_small_mac: bool = Field(default=False, description="its GPU is given less at once")
+    gpu_limit: GpuLimit | None = None
 
 
 class HostOffer(FrozenModel):

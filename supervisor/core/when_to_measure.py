@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from agents.contract import DeviceFacts
 from supervisor.core.entities import Device
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured, why_stale
+from supervisor.core.wires import chosen_far
 
 LEAST_BATTERY_PERCENT: Final = 30.0
 MOST_TEMPERATURE_C: Final = 60.0
@@ -43,7 +45,8 @@ def why_needed(device: Device, known: Known, now: datetime, keeps: timedelta) ->
         )
         for found in measured
     ]
-    stale += [why_stale(link.taken_at, now, keeps=keeps) for link in links]
+    far = chosen_far(device)
+    stale += [why_stale(each.taken_at, now, keeps=keeps, far=(each.far, far)) for each in links]
     return next((reason for reason in stale if reason), "")
 
 
@@ -57,12 +60,18 @@ def why_not_now(device: Device, *, most_load: float) -> str:
     facts = device.facts
     if facts is None:
         return "nothing is known of it"
+    if why := _power(facts):
+        return why
+    if facts.load_average is not None and facts.load_average > most_load * facts.cores:
+        return f"it is busy: {facts.load_average:.1f} programs want to run on {facts.cores} cores"
+    return ""
+
+
+def _power(facts: DeviceFacts) -> str:
     if facts.battery_charging is False:
         return "it runs on battery"
     if facts.battery_percent is not None and facts.battery_percent < LEAST_BATTERY_PERCENT:
         return f"its battery is at {facts.battery_percent:.0f} %"
     if facts.temperature_c is not None and facts.temperature_c > MOST_TEMPERATURE_C:
         return f"it is {facts.temperature_c:.0f} degrees hot"
-    if facts.load_average is not None and facts.load_average > most_load * facts.cores:
-        return f"it is busy: {facts.load_average:.1f} programs want to run on {facts.cores} cores"
-    return ""
+    return f"it is {facts.derate_reason or 'slower than usual'}" if facts.derate < 1 else ""

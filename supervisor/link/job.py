@@ -1,6 +1,6 @@
 """What the link process is told, and what it tells: JSON lines over a socket in the file system."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 CONNECTING, SERVING, DONE, LOST = "connecting", "serving", "done", "lost"
 
@@ -27,8 +27,21 @@ class WorkerJob:
     """Where answers of this rpc-server are kept between launches; empty: nowhere."""
     stores: bool = True
     """Weights go by their names, and the worker keeps them."""
+    near: str = ""
+    """Address of this host to call from; empty: whichever fits."""
+    steady_address: str = ""
+    """Where it is called if ``address`` does not answer; empty: nowhere."""
+    steady_port: int = 0
     tensors: list[PlannedTensor] = field(default_factory=list)
     """What can be sent ahead, in the order in which llama-server will send it."""
+
+    @property
+    def steady(self) -> "WorkerJob | None":
+        """The same over the way that is tried second; None: there is none."""
+        if not self.steady_port:
+            return None
+        found = replace(self, address=self.steady_address, link_port=self.steady_port)
+        return replace(found, near="", steady_address="", steady_port=0)
 
     @property
     def where(self) -> str:
@@ -91,3 +104,7 @@ class LinkStats:
     computed_s: float = 0.0
     """Part of it that the rpc-server took; the rest is the wire."""
     clients: int = 0
+    where: str = ""
+    """The far end that was reached, for people."""
+    note: str = ""
+    """Why it is not the one that was wanted; empty: it is."""

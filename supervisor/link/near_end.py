@@ -89,7 +89,13 @@ class NearEnd:
         if self._weights.stores and self._chunks is not None and self._worker.tensors:
             self._seeding = asyncio.create_task(self._seed(self._chunks))
         if not self._link.is_over:
-            self._state = replace(self._state, state=SERVING, rpc_protocol=welcome.rpc_protocol)
+            self._state = replace(
+                self._state,
+                state=SERVING,
+                rpc_protocol=welcome.rpc_protocol,
+                where=self._call.where,
+                note=self._call.note,
+            )
         self._on_change()
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from supervisor.core.repair import had_their_chance, may_revive, retry_pause_s
 from supervisor.core.transport import warnings_of
 from supervisor.errors import (
     DeploymentExists,
+    DeviceParked,
     DeviceReturned,
     DeviceSetAside,
     ModelReplaced,
@@ -33,6 +34,7 @@ from supervisor.service.clock import timestamp
 from supervisor.service.doubting import doubt
 from supervisor.service.events import EventBus
 from supervisor.service.loading import EngineEnded
+from supervisor.service.parking import Parking
 from supervisor.service.planning import Planner
 from supervisor.service.rejoining import Rejoining
 from supervisor.service.tools import Tools
@@ -42,6 +44,9 @@ from supervisor.service.wishes import Command, Relaunch
 log = logging.getLogger(__name__)
 
 NO_OTHER_PLAN: Final = "; there is no other plan: "
+
+_BY_CHOICE: Final = (DeviceReturned, ModelReplaced, DeviceParked)
+"""Reasons to launch again what serves well."""
 
 _LOOK_EVERY_S: Final = 5.0
 _DISK_EVERY_S: Final = 0.5
@@ -59,13 +64,16 @@ class Actor:
         planner: Planner,
         deployment: Deployment,
         asked_at_s: float | None,
+        may_launch: asyncio.Event,
     ) -> None:
+        """``may_launch``: while it is not set, what is to be launched waits."""
         self._tools = tools
         self._settings = tools.settings
         self._bus = bus
         self._planner = planner
         self.deployment = deployment
         self._asked_at_s = asked_at_s
+        self._may_launch = may_launch
         self._commands: asyncio.Queue[Command] = asyncio.Queue()
         self._attempt: Attempt | None = None
         self._ready_at_s: float | None = None
@@ -263,7 +271,7 @@ class Actor:
             await self._enter(Event.READINESS_LOST, str(error) or "llama-server ended")
         cause = await self._cause(error)
         self._change(cause=cause, reason=cause.text, error_code=cause.code)
-        if isinstance(error, DeviceReturned | ModelReplaced):
+        if self._attempt is not None and isinstance(error, _BY_CHOICE):
             is_harmful = isinstance(error, ModelReplaced) and error.is_harmful
             await self._relaunch(cause, drains=not is_harmful)
             return
@@ -356,6 +364,9 @@ class Actor:
     # -- work of each state ------------------------------------------------------------------
 
     async def _plan(self) -> Event:
+        if not self._may_launch.is_set():
+            await self._may_launch.wait()
+            self._change(plan=None)  # made for devices as they were
         pause_s, self._pause_s = self._pause_s, 0.0
         await other_devices(self._tools.registry, pause_s)
         await self._wait_for_disk()
@@ -405,6 +416,8 @@ class Actor:
         rejoining = Rejoining(self._tools, self._planner, self.deployment, self._usable)
         work = [asyncio.create_task(attempt.watch())]
         work.append(asyncio.create_task(rejoining.until_worth_it(lambda: attempt.is_idle)))
+        parking = Parking(self._tools, self._planner, self.deployment, self._change)
+        work.append(asyncio.create_task(parking.until_moved()))
         try:
             done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
             for each in done:

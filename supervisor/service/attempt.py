@@ -26,6 +26,7 @@ from supervisor.core.entities import (
 )
 from supervisor.core.evidence import Evidence
 from supervisor.core.link_view import worker_loads
+from supervisor.core.rdma import NO_RDMA
 from supervisor.core.refining import refined
 from supervisor.core.slots import busy
 from supervisor.errors import StoreUnusable
@@ -344,6 +345,8 @@ class Attempt:
         )
         # A private, empty configuration folder: a stray config.ini changes flags silently.
         ours = {**SET_BY_US, "XDG_CONFIG_HOME": str(host.folder / "empty-config")}
+        if self._workers is None or not self._workers.wires.uses_rdma:
+            ours |= NO_RDMA
         environ = environment.for_engine(host.inherited, ours)
         log_path = host.folder / "logs" / f"llama-server-{self._record.id}.log"
         self._record = self._record.model_copy(

@@ -11,6 +11,7 @@ from supervisor.core.repair import dropped_sentence, spec_for_repair
 from supervisor.errors import (
     AgentUnreachable,
     DeviceExcluded,
+    DeviceParked,
     WorkerBusy,
     WorkerIncompatible,
 )
@@ -87,8 +88,8 @@ class Eligibility:
         """The devices to plan with.
 
         Raises:
-            DeviceUnknown, DeviceExcluded, AgentUnreachable, WorkerIncompatible, WorkerBusy: A
-                named device cannot take part.
+            DeviceUnknown, DeviceExcluded, DeviceParked, AgentUnreachable, WorkerIncompatible,
+                WorkerBusy: A named device cannot take part.
         """
         spec, usable = self.asked.spec, self.usable()
         if self.asked.is_repair:
@@ -100,7 +101,10 @@ class Eligibility:
             reasons = ((device, self.why_not(device)) for device in self.devices)
             left_out = (LeftOut(name=device.name, reason=why) for device, why in reasons if why)
         changed = dropped_sentence(self.asked.spec, spec)
-        remarks = (*([changed] if changed else []), *self._remarks(usable, is_named=is_named))
+        remarks = (
+            *([changed, *self._why_dropped(spec)] if changed else []),
+            *self._remarks(usable, is_named=is_named),
+        )
         return Choice(spec, usable, tuple(left_out), remarks)
 
     def _named(self, spec: DeploymentSpec) -> tuple[Device, ...]:
@@ -109,6 +113,14 @@ class Eligibility:
         for device in found.values():
             self._refuse_unusable(device)
         return tuple(found.values())
+
+    def _why_dropped(self, changed: DeploymentSpec) -> Iterator[str]:
+        """Of the devices that a repair does without."""
+        left = set(_devices_of(named_devices(changed)))
+        named = set(_devices_of(named_devices(self.asked.spec))) - left
+        for device in self.devices:
+            if named & {device.name, device.id} and (why := self.why_not(device)):
+                yield f"{device.name} is left out: {why}."
 
     def _is_excluded(self, device: Device) -> bool:
         return device.excluded or device.id in self.asked.without
@@ -125,6 +137,8 @@ class Eligibility:
                 f"deployment {self.asked.deployment} names no other device that it could use than "
                 f"{name}; change that first, or stop it"
             )
+        if device.state == DeviceCondition.PARKED:
+            raise DeviceParked(f"{name} cannot take part: {device.reason}")
         if device.state in lasting:
             raise WorkerIncompatible(f"{name} cannot take part: {device.reason}")
         if device.state != DeviceCondition.READY:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from agents.contract import DeviceFacts, RpcServerStatus
-from supervisor.core.entities import AgentId, DeploymentId, DeviceChoice
+from agents.contract import DeviceFacts, EngineInstall, RpcServerStatus
+from supervisor.core.entities import AgentId, DeploymentId, DeviceChoice, Wire
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
 from supervisor.core.membership import DeviceCondition
 from supervisor.ports import AgentPort
@@ -55,6 +55,9 @@ class Entry:
     link_port: int = 0
     facts: DeviceFacts | None = None
     rpc_server: RpcServerStatus | None = None
+    engine_install: EngineInstall | None = None
+    engine_note: str = ""
+    """What is done about an engine that cannot serve here, or why nothing can be."""
     heard_at_s: float = float("-inf")
     used_by: DeploymentId | None = None
     is_serving: bool = False
@@ -64,6 +67,9 @@ class Entry:
     measured: tuple[DeviceMeasured, ...] = ()
     link: LinkMeasured | None = None
     round_trip_ms: float | None = None
+    wires: tuple[Wire, ...] = ()
+    wire_failures: dict[str, str] = field(default_factory=dict)
+    """Reason by far address, of wires that failed a launch and were not looked at since."""
     client: AgentPort | None = None
     condition: DeviceCondition = DeviceCondition.LOST
     doubt: str = ""

@@ -15,6 +15,7 @@ from agents.errors import (
 from agents.measure_link import LinkMeasurement
 from supervisor.core.commands import LOOPBACK
 from supervisor.core.entities import Device, LaunchId
+from supervisor.core.wires import way
 from supervisor.errors import AgentRefused, AgentUnreachable
 from supervisor.ports import Links
 from supervisor.service.links import measuring_job
@@ -121,6 +122,8 @@ class LinkMeasurer:
 
     async def _metered(self, links: Links, device: Device) -> LinkMeasurement:
         made = await links.ready(1, self._ready_s + 1)
+        if note := made[device.id].note:
+            self._registry.wire_failed(device.id, way(device).far, note)
         try:
             return await self._meter(LOOPBACK, made[device.id].port, deadline_s=_METER_S)
         except MeasurementFailed as exc:

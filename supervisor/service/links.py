@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from agents.contract import EngineFacts
 from agents.errors import LinkRefused
 from supervisor.core.entities import AgentId, Device, LaunchId, LinkView, Plan
 from supervisor.core.link_view import link_view
 from supervisor.core.seeding import FileTensor, tensors_by_agent
+from supervisor.core.wires import control_way, way
 from supervisor.link.alloc_sizes import file_name
 from supervisor.link.job import LinkJob, LinkStats, PlannedTensor, WorkerJob
 from supervisor.service.tools import Tools
@@ -39,14 +41,22 @@ def _reachable(tools: Tools, agent_id: AgentId) -> Device:
 
 def _pushed(tools: Tools, agent_id: AgentId, tensors: Sequence[FileTensor]) -> WorkerJob:
     device = _reachable(tools, agent_id)
-    return WorkerJob(
-        agent_id=agent_id,
+    return replace(_over_its_wire(tools, device), tensors=_planned(tensors))
+
+
+def _over_its_wire(tools: Tools, device: Device) -> WorkerJob:
+    """The worker over the wire that carries its tensors, and over the steady one if that fails."""
+    chosen, steady = way(device), control_way(device)
+    job = WorkerJob(
+        agent_id=device.id,
         name=device.name,
-        address=device.link_address,
-        link_port=device.link_port,
-        serial=tools.registry.serial(agent_id),
-        tensors=_planned(tensors),
+        address=chosen.far,
+        link_port=chosen.port,
+        serial=tools.registry.serial(device.id),
     )
+    if chosen == steady:
+        return job
+    return replace(job, near=chosen.near, steady_address=steady.far, steady_port=steady.port)
 
 
 def _machine(device: Device) -> str:
@@ -99,14 +109,7 @@ async def launch_job(tools: Tools, plan: Plan, launch_id: LaunchId, engine: Engi
 
 def measuring_job(tools: Tools, device: Device, launch_id: LaunchId) -> LinkJob:
     """One link on which everything travels as it is, and nothing is kept at either end."""
-    worker = WorkerJob(
-        agent_id=device.id,
-        name=device.name,
-        address=device.link_address,
-        link_port=device.link_port,
-        serial=tools.registry.serial(device.id),
-        stores=False,
-    )
+    worker = replace(_over_its_wire(tools, device), stores=False)
     return _job(tools, launch_id, [worker])
 
 
@@ -141,12 +144,8 @@ def _worker(
         engine.rpc_protocol,
         [_described(device, shard.ggml_device) for shard in shards],
     )
-    return WorkerJob(
-        agent_id=agent_id,
-        name=device.name,
-        address=device.link_address,
-        link_port=device.link_port,
-        serial=tools.registry.serial(agent_id),
+    return replace(
+        _over_its_wire(tools, device),
         answers_file=str(tools.main_host.folder / "link" / "answers" / answers),
         tensors=_planned(tensors),
     )

@@ -25,7 +25,14 @@ from supervisor.core.entities import AgentId, Device, FrozenModel
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
 from supervisor.core.membership import DeviceCondition
 from supervisor.core.when_to_measure import Known, why_needed
-from supervisor.errors import AgentRefused, AgentUnreachable, WorkerBusy, WorkerIncompatible
+from supervisor.core.wires import chosen_far
+from supervisor.errors import (
+    AgentRefused,
+    AgentUnreachable,
+    DeviceParked,
+    WorkerBusy,
+    WorkerIncompatible,
+)
 from supervisor.service.events import EventBus
 from supervisor.service.link_measuring import LinkMeasurer, LinkMeter
 from supervisor.service.tools import Tools
@@ -82,11 +89,14 @@ class Measurer:
         Raises:
             DeviceUnknown: It never joined.
             WorkerBusy: A deployment uses it.
+            DeviceParked: It wants no work for now.
             WorkerIncompatible, AgentUnreachable: It cannot be used at all.
         """
         device = self._registry.find(device_name)
         if device.state in (DeviceCondition.INCOMPATIBLE, DeviceCondition.UNUSABLE):
             raise WorkerIncompatible(f"{device.name} cannot be measured: {device.reason}")
+        if device.state == DeviceCondition.PARKED:
+            raise DeviceParked(f"{device.name} cannot be measured: {device.reason}")
         if device.state != DeviceCondition.READY or device.facts is None:
             raise AgentUnreachable(f"{device.name} cannot be measured: {device.reason}")
         if device.used_by is not None:
@@ -244,6 +254,7 @@ class Measurer:
                 rtt_p90_s=link.round_trip_p90_s,
                 up_bytes_per_s=link.up_bytes_per_s,
                 down_bytes_per_s=link.down_bytes_per_s,
+                far=chosen_far(device),
             ),
         )
 

@@ -16,6 +16,7 @@ from supervisor.core.planning import HOST, NoFit, Overrides, Planned, PlanReques
 from supervisor.core.repair import loosened
 from supervisor.core.search import plan as search
 from supervisor.core.what_if import what_if
+from supervisor.core.wires import why
 from supervisor.errors import (
     BadSplit,
     CapacityError,
@@ -60,7 +61,11 @@ class _Found:
 
     def explained(self, what_ifs: Sequence[WhatIf] = ()) -> Plan:
         sentences = explain(self.world.request, self.planned, what_ifs)
-        reasons = (*sentences, *self.defaults, *self.world.remarks)
+        used = set(self.plan.agent_ids)
+        places = self.world.places.values()
+        devices = {p.device.id: p.device for p in places if p.device.id in used}
+        over = (said for device in devices.values() if (said := why(device)))
+        reasons = (*sentences, *self.defaults, *over, *self.world.remarks)
         return self.plan.model_copy(update={"reasons": reasons})
 
 
@@ -243,7 +248,8 @@ class Planner:
     async def _searched(self, world: World, request: PlanRequest) -> tuple[Planned, Plan]:
         found = await asyncio.to_thread(search, request)
         if isinstance(found, NoFit):
-            sentences = " ".join([*explain(request, found), *world.remarks])
+            absent = [f"{left.name} is left out: {left.reason}." for left in world.absent]
+            sentences = " ".join([*explain(request, found), *absent, *world.remarks])
             raise InsufficientMemory(sentences, found.model_dump(mode="json"))
         left_out = (*with_reasons(found, world.places, world.lessons), *world.left_out)
         found = found.model_copy(update={"left_out": left_out})

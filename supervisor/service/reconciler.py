@@ -6,6 +6,7 @@ Each deployment has an actor (``service/actor.py``); this is who makes, finds an
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from supervisor.core.entities import (
@@ -45,17 +46,19 @@ class Reconciler:
         self._actors: dict[DeploymentId, Actor] = {}
         self._tasks: dict[DeploymentId, asyncio.Task[None]] = {}
         self._accepting = asyncio.Lock()
+        self._may_launch = asyncio.Event()
+        self._may_launch.set()
         self._replanning = asyncio.Lock()
         """Held while a plan is made that is to follow a running one, so that two such agree."""
 
-    async def restore(self) -> None:
+    async def restore(self, may_adopt: Callable[[LaunchRecord], bool] = lambda _: True) -> None:
         """Go on with what was wanted before we were stopped or killed.
 
         What an earlier run started and that still runs is taken over; the rest of it is ended.
         """
         unfinished = await asyncio.to_thread(self._unfinished)
         actors = [self._actor_of(deployment) for deployment in self._tools.store.deployments()]
-        await asyncio.gather(*(self._resume(a, unfinished) for a in actors))
+        await asyncio.gather(*(self._resume(a, unfinished, may_adopt) for a in actors))
         self._tools.engines.sweep(unfinished.values())
         self._tools.links.sweep()
         for record in unfinished.values():
@@ -69,13 +72,20 @@ class Reconciler:
         records = self._tools.journal.launches()
         return {record.id: record for record in records if not record.ended_at}
 
-    async def _resume(self, actor: Actor, unfinished: dict[LaunchId, LaunchRecord]) -> None:
+    async def _resume(
+        self,
+        actor: Actor,
+        unfinished: dict[LaunchId, LaunchRecord],
+        may_adopt: Callable[[LaunchRecord], bool],
+    ) -> None:
         """Let an actor take over its newest launch, or begin anew."""
         deployment = actor.deployment
         own = [i for i, record in unfinished.items() if record.deployment == deployment.id]
         may_serve = deployment.state in (State.STARTING, State.READY)
-        if own and await actor.resume(unfinished.pop(max(own)), may_serve=may_serve):
-            return
+        if own:
+            record = unfinished.pop(max(own))
+            if await actor.resume(record, may_serve=may_serve and may_adopt(record)):
+                return
         wants_to_run = deployment.state in LIVE_STATES
         state = State.PENDING if wants_to_run else deployment.state
         if deployment.state is State.STOPPING:
@@ -165,6 +175,28 @@ class Reconciler:
             await self._tools.registry.wait_trusted(TRUST_S)
             wish = await self._relaunch(self._actor(name), "relaunched because you asked for it")
         return await self._command(name, wish)
+
+    async def hold(self, reason: str) -> tuple[DeploymentId, ...]:
+        """Stop what runs, as ``restart`` does, and launch nothing until :meth:`go_on`.
+
+        Returns:
+            Those that served, or were about to, as soon as nothing of them is left.
+        """
+        self._may_launch.clear()
+        actors = [a for a in self._actors.values() if a.deployment.state in LIVE_STATES]
+        held = tuple(a.deployment.id for a in actors if a.deployment.state in _HOLDING)
+        commands = [
+            actor.command(Relaunch(reason, None, actor.deployment.spec, is_repair=True))
+            for actor in actors
+        ]
+        for outcome in await asyncio.gather(*commands, return_exceptions=True):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, DeploymentExists):
+                raise outcome
+        return held
+
+    def go_on(self) -> None:
+        """Launch again what :meth:`hold` stopped, and what was asked for meanwhile."""
+        self._may_launch.set()
 
     async def answer(self, spec: DeploymentSpec, replaces: str | None = None) -> Answer:
         """The plan for a spec and what would change it, for a new or in place of a deployment.
@@ -307,7 +339,7 @@ class Reconciler:
         self._tasks.clear()
 
     def _actor_of(self, deployment: Deployment, asked_at_s: float | None = None) -> Actor:
-        return Actor(self._tools, self._bus, self.planner, deployment, asked_at_s)
+        return Actor(self._tools, self._bus, self.planner, deployment, asked_at_s, self._may_launch)
 
     def _run(self, actor: Actor) -> None:
         name = actor.deployment.id

@@ -12,9 +12,10 @@ from datetime import UTC, datetime, timedelta
 
 from agents import tls
 from agents.contract import DeviceFacts, Heartbeat, JoinReply, JoinRequest
-from supervisor.core.entities import AgentId, DeploymentId, Device, DeviceChoice
+from supervisor.core.entities import AgentId, DeploymentId, Device, DeviceChoice, Wire
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured, measured_speed
 from supervisor.core.membership import DeviceCondition, assess
+from supervisor.core.wires import AUTOMATIC, why, with_choice
 from supervisor.errors import BadRequest, BadToken, DeviceUnknown, WorkerBusy
 from supervisor.ports import AgentPort, IssuerPort
 from supervisor.service.events import EventBus
@@ -33,6 +34,7 @@ WATCH_EVERY_S = 1.0
 PAUSED_S = 3.0
 """A watch that comes so long after the last one shows that we did not run ourselves."""
 
+_WITHOUT_ENGINE = (DeviceCondition.UNUSABLE, DeviceCondition.INCOMPATIBLE)
 _DEVICE_ID = re.compile(r"[0-9A-Za-z-]{1,56}")
 _LONGEST_NAME = 40
 
@@ -204,10 +206,24 @@ class Registry:
             await self._disconnect(entry)
             self._store.save_agent_address(agent_id, address, message.rest_port)
         entry.facts, entry.rpc_server = message.facts, message.rpc_server
+        entry.engine_install = message.engine_install
         entry.link_address, entry.link_port = message.link_address, message.link_port
         entry.heard_at_s = self._clock()
         self._publish(agent_id)
         await self._notify()
+
+    def took_engine(self, build: str, rpc_protocol: str) -> None:
+        """The main host uses another engine now; devices with another one are incompatible."""
+        self.engine_build, self.rpc_protocol = build, rpc_protocol
+        for agent_id in self._entries:
+            self._publish(agent_id)
+
+    def note_engine(self, agent_id: AgentId, note: str) -> None:
+        """What is done about an engine that cannot serve on a device; empty: nothing."""
+        entry = self._entries.get(agent_id)
+        if entry is not None and entry.engine_note != note:
+            entry.engine_note = note
+            self._publish(agent_id)
 
     def doubt(self, agent_id: AgentId, why: str, *, until_heard: bool) -> None:
         """Give a device no new work until :meth:`trust` is called.
@@ -248,6 +264,50 @@ class Registry:
     def took_round_trip(self, agent_id: AgentId, round_trip_ms: float) -> None:
         """A measured round trip from the main host to the worker."""
         self._entry(agent_id).round_trip_ms = round_trip_ms
+
+    def took_wires(self, agent_id: AgentId, wires: tuple[Wire, ...]) -> None:
+        """What is known now of the ways to a device, the one for tensors first."""
+        entry = self._entries.get(agent_id)
+        if entry is not None:
+            entry.wires = wires
+            used = next((wire for wire in wires if wire.in_use), None)
+            if used is not None and used.round_trip_ms is not None:
+                entry.round_trip_ms = used.round_trip_ms
+            self._publish(agent_id)
+
+    async def choose_wire(self, agent_id: AgentId, far: str) -> Device:
+        """Send tensors to that address of a device from now on; empty: the fastest one.
+
+        Raises:
+            DeviceUnknown, BadRequest, StoreUnusable
+        """
+        entry = self._entry(agent_id)
+        known = [wire.far for wire in entry.wires]
+        if far and far not in known:
+            there = ", ".join(dict.fromkeys(known)) or "none but its usual one"
+            raise BadRequest(f"{far!r} is no address of {entry.name} to choose; there are: {there}")
+        if far != entry.choice.wire:
+            self._choose(entry, wire=far)
+            entry.wires = with_choice(entry.wires, far)
+            said = why(self.device(agent_id))
+            self.on_change(entry.name, f"wire {far or AUTOMATIC} chosen", said)
+            self._publish(agent_id)
+            await self._notify()
+        return self.device(agent_id)
+
+    def wire_failed(self, agent_id: AgentId, far: str, reason: str) -> None:
+        """A launch could not use this wire; it is looked at before another does."""
+        entry = self._entries.get(agent_id)
+        if entry is not None:
+            entry.wire_failures[far] = reason
+
+    def take_wire_failures(self, agent_id: AgentId) -> dict[str, str]:
+        """Those since this was asked last."""
+        entry = self._entries.get(agent_id)
+        if entry is None or not entry.wire_failures:
+            return {}
+        failures, entry.wire_failures = entry.wire_failures, {}
+        return failures
 
     def took_measurement(
         self, agent_id: AgentId, measured: Sequence[DeviceMeasured], link: LinkMeasured
@@ -341,13 +401,17 @@ class Registry:
             used_by=entry.used_by,
             round_trip_ms=entry.round_trip_ms,
             excluded=entry.choice.excluded,
+            wires=entry.wires,
+            wire=entry.choice.wire,
             doing=doing_now(entry),
+            engine_install=entry.engine_install,
             speed=measured_speed(
                 entry.measured,
                 entry.link,
                 entry.facts.engine if entry.facts else None,
                 self._now(),
                 timedelta(days=self._settings.measure_keeps_days),
+                next((wire.far for wire in entry.wires if wire.in_use), ""),
             ),
         )
 
@@ -425,6 +489,9 @@ class Registry:
 
     def _condition(self, entry: Entry) -> tuple[DeviceCondition, str]:
         condition, reason = self._assessed(entry)
+        if entry.engine_note and condition in _WITHOUT_ENGINE:
+            # It says what is done, in place of what the user would have to do.
+            reason = f"{reason.partition('; ')[0]}; {entry.engine_note}"
         if condition is DeviceCondition.READY and entry.doubt:
             return DeviceCondition.SUSPECT, entry.doubt
         return condition, reason

@@ -1,15 +1,17 @@
 """What the use cases work with: the outside world, passed in by the composition root."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents.contract import EngineFacts
+from supervisor.core.entities import Device
 from supervisor.ports import (
     EngineProcesses,
     LinkStarter,
     MemoryEstimator,
     ModelReader,
+    OwnNetworks,
     ServerClient,
     StorePort,
     WorkerProbe,
@@ -19,9 +21,12 @@ from supervisor.service.registry import Registry
 from supervisor.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MainHost:
-    """What a launch needs to know of the host it runs on."""
+    """What a launch needs to know of the host it runs on.
+
+    The engine may change while we run (``service/engine_change.py``): ask here each time.
+    """
 
     name: str
     boot_id: str
@@ -31,6 +36,10 @@ class MainHost:
     known_flags: frozenset[str]
     inherited: Mapping[str, str]
     folder: Path
+
+    def take(self, engine: EngineFacts | None, known: frozenset[str]) -> None:
+        """From now on launches use that engine, which knows these options."""
+        self.engine, self.known_flags = engine, known
 
     @property
     def key_file(self) -> Path:
@@ -67,5 +76,8 @@ class Tools:
     identity: Identity
     main_host: MainHost
     journal: Journal
+    reaches: Callable[[Device], Awaitable[bool]] | None = None
+    """Whether the far end of a device's link answers, within seconds."""
+    own_networks: OwnNetworks | None = None
     engine_key: str = field(default="", repr=False)
     """What our llama-servers ask for: ``Authorization: Bearer``."""

@@ -9,6 +9,8 @@ from supervisor.core.membership import DeviceCondition
 from supervisor.service.attempt import Attempt
 from supervisor.service.registry import Registry
 
+_HEARD = (DeviceCondition.READY, DeviceCondition.PARKED)
+
 
 async def other_devices(registry: Registry, pause_s: float) -> None:
     """Wait ``pause_s``, or until a device comes, goes or changes its state."""
@@ -25,7 +27,7 @@ async def devices_of(plan: Plan | None, registry: Registry, limit_s: float) -> N
     deadline_s = time.monotonic() + limit_s
     while plan is not None and (left_s := deadline_s - time.monotonic()) > 0:
         states = {device.id: device.state for device in registry.devices()}
-        if all(states.get(a, DeviceCondition.READY) == "ready" for a in plan.agent_ids):
+        if all(states.get(a, DeviceCondition.READY) in _HEARD for a in plan.agent_ids):
             return
         await registry.wait_changed(left_s)
 

@@ -12,7 +12,8 @@ class Relaunch:
     """Stop what runs once its requests have ended, and launch it again."""
 
     reason: str
-    plan: Plan
+    plan: Plan | None
+    """None: one is made when its turn comes."""
     planned_for: DeploymentSpec
     """The plan is not followed if the deployment has another one when its turn comes."""
     takes_spec: bool = False

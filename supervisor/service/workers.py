@@ -20,6 +20,7 @@ from supervisor.core.entities import (
     WorkerRecord,
 )
 from supervisor.core.membership import DeviceCondition, is_same_build
+from supervisor.core.wires import direct_host, way, why
 from supervisor.errors import (
     AgentRefused,
     AgentUnreachable,
@@ -32,6 +33,7 @@ from supervisor.errors import (
 )
 from supervisor.link.job import LinkStats
 from supervisor.ports import AgentPort
+from supervisor.service.launch_wires import LaunchWires
 from supervisor.service.tools import Tools
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Workers:
         self._registry = tools.registry
         self._plan = plan
         self._direct = direct
+        self.wires = LaunchWires(tools, plan, direct=direct)
         self._name = {shard.agent_id: shard.device for shard in plan.shards}
         self._started: list[AgentId] = []
         self._endpoints: dict[AgentId, str] = {}
@@ -102,6 +105,7 @@ class Workers:
             self._registry.reserve(agent_id, deployment)
             facts = self._registry.device(agent_id).facts
             self.agent_starts[agent_id] = facts.agent_start if facts else ""
+        await self.wires.decide()
         return await self._all(self._start)
 
     async def verify(
@@ -131,7 +135,8 @@ class Workers:
         limit_s = self._tools.settings.worker_ready_s
         spec = RpcServerSpec(
             generation=self.launch_id,
-            host=self._registry.device(agent_id).address if self._direct else LOOPBACK,
+            host=self.wires.of(agent_id).host if self._direct else LOOPBACK,
+            rdma=self.wires.of(agent_id).rdma.is_used,
             launch=str(self.launch_id),
             main_host=self._tools.main_host.name,
             devices=[s.ggml_device for s in self._plan.shards if s.agent_id == agent_id],
@@ -171,6 +176,8 @@ class Workers:
             device=name,
             host=status.host,
             port=status.port,
+            wire=self.wires.of(agent_id).why,
+            rdma=self.wires.of(agent_id).rdma.why,
             rpc_protocol=str(result.triple or ""),
             engine_build=build,
             round_trip_ms=round(result.round_trip_s * 1e3, 3),
@@ -188,6 +195,8 @@ class Workers:
                 f"{device.name} speaks RPC {link.rpc_protocol}, the main host "
                 f"{engine.rpc_protocol}; install the same llama.cpp build on both"
             )
+        if link.note:
+            self._registry.wire_failed(agent_id, way(device).far, link.note)
         self.before[agent_id] = status
         self._endpoints[agent_id] = f"{LOOPBACK}:{link.port}"
         round_trip_ms = (link.round_trip_s or 0.0) * 1e3
@@ -198,8 +207,10 @@ class Workers:
             device=device.name,
             host=LOOPBACK,
             port=link.port,
-            link=device.link_endpoint,
-            address=device.address,
+            link=link.where or device.link_endpoint,
+            wire=f"{device.name}: {link.note}." if link.note else why(device),
+            rdma=self.wires.of(agent_id).rdma.why,
+            address=device.address if link.note else direct_host(device),
             rpc_protocol=link.rpc_protocol,
             engine_build=build,
             round_trip_ms=round(round_trip_ms, 3),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from agents.contract import DeviceFacts
-from supervisor.core import launch_plan
+from supervisor.core import device_remarks, launch_plan
 from supervisor.core.entities import AgentId, DeploymentSpec, Device, LeftOut, Plan
 from supervisor.core.measurements import why_stale
 from supervisor.core.obeying import Lessons, obeying, remarks
@@ -23,6 +23,7 @@ from supervisor.core.offers import (
     places_of,
 )
 from supervisor.core.planning import HOST, PlanRequest
+from supervisor.core.wires import chosen_far
 from supervisor.errors import AgentRefused, AgentUnreachable, BadSplit, NoDevices
 from supervisor.ports import Model
 from supervisor.service.eligibility import Asked, Choice, Eligibility, named_devices
@@ -53,6 +54,8 @@ class World:
     host: HostFacts
     places: Mapping[str, Place]
     left_out: tuple[LeftOut, ...]
+    absent: tuple[LeftOut, ...]
+    """Those of them that cannot take part now."""
     request: PlanRequest
     lessons: Lessons
     remarks: tuple[str, ...]
@@ -97,9 +100,14 @@ class WorldReader:
             host=host,
             places=places,
             left_out=(*choice.left_out, *itself),
+            absent=choice.left_out,
             request=request,
             lessons=eligible.lessons,
-            remarks=(*choice.remarks, *remarks(request, places, eligible.lessons)),
+            remarks=(
+                *choice.remarks,
+                *device_remarks.remarks(devices),
+                *remarks(request, places, eligible.lessons),
+            ),
         )
 
     def _request(
@@ -149,7 +157,12 @@ class WorldReader:
             )
             if not stale:
                 devices[found.agent_id, found.ggml_device] = found
-        links = {found.agent_id: found for found in self._tools.store.link_measurements()}
+        far = {place.device.id: chosen_far(place.device) for place in places}
+        links = {
+            found.agent_id: found
+            for found in self._tools.store.link_measurements()
+            if not found.far or far.get(found.agent_id) in ("", None, found.far)
+        }
         return Measurements(devices, links)
 
     async def _refreshed(self, choice: Choice, asked: Asked) -> dict[AgentId, DeviceFacts | None]:

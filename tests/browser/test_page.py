@@ -98,7 +98,8 @@ def pull_the_plug(program: Program) -> None:
 async def pasted(line: str, folder: Path, engine: EngineFacts) -> AsyncIterator[None]:
     """A shell on a device, into which somebody pasted the page's line."""
     folder.mkdir()
-    env = {**os.environ, "LLAMA_CPP_BIN": engine.folder, "XDG_DATA_HOME": str(folder / "data")}
+    own = {"HOME": str(folder), "XDG_DATA_HOME": str(folder / "data")}
+    env = {**os.environ, **own, "LLAMA_CPP_BIN": engine.folder}
     process = subprocess.Popen(["sh", "-c", line], cwd=folder, env=env, start_new_session=True)
     try:
         yield
@@ -129,7 +130,7 @@ async def test_from_nothing_to_an_answer(
     await expect(dialog.get_by_role("img", name="QR code")).to_be_visible()
     line = await dialog.locator("#join-command").inner_text()
     await expect(dialog.get_by_role("status")).to_contain_text("Waiting for the device")
-    async with pasted(f"{line} --name newcomer", tmp_path / "newcomer", engine):
+    async with pasted(f"{line} -- --name newcomer", tmp_path / "newcomer", engine):
         arrived = dialog.get_by_role("status")
         await expect(arrived).to_contain_text("newcomer has joined", timeout=SOON_MS)
         await expect(arrived).to_contain_text("ready", timeout=SOON_MS)
@@ -359,6 +360,42 @@ async def test_a_device_is_measured(pair: Cluster, browser: Browser) -> None:
     await expect(device.get_by_role("progressbar")).to_be_visible(timeout=SOON_MS)
     await expect(device).not_to_contain_text("never", timeout=120_000)
     await expect(device).to_contain_text("Reads weights")
+
+
+async def test_the_doctor_examines_one_device_and_everything(
+    pair: Cluster, browser: Browser
+) -> None:
+    watched = await open_page(browser, pair.url)
+    page = watched.page
+    device = page.get_by_role("article", name="one")
+    await device.get_by_text("Details").click()
+    await device.get_by_role("button", name="Check this device").click()
+    found = device.get_by_role("region", name="Found on one")
+    await expect(found).to_contain_text("checks are ok", timeout=LOAD_MS)
+    await expect(found).to_contain_text("Engine")
+    await found.get_by_role("button", name="Close").click()
+    await expect(found).to_have_count(0)
+
+    await page.get_by_role("button", name="Check everything").click()
+    everything = page.get_by_role("region", name="What was found")
+    await expect(everything).to_contain_text("3 checked", timeout=LOAD_MS)
+    for name in ("main host", "one", "two"):
+        await expect(everything).to_contain_text(name)
+    await is_clean(watched, pair.url)
+
+
+async def test_engines_are_told_and_an_unknown_build_is_refused(
+    pair: Cluster, browser: Browser
+) -> None:
+    watched = await open_page(browser, pair.url)
+    page = watched.page
+    await goes_to(page, "Settings")
+    engines = page.get_by_role("region", name="Engines")
+    await expect(engines).to_contain_text(re.compile("in use|None is kept yet"), timeout=SOON_MS)
+    await expect(engines.get_by_role("alert")).to_have_count(0)
+    refused = await pair.http.post("/api/engine-change", json={"build": "b1"})
+    assert refused.status_code >= 400
+    await is_clean(watched, pair.url)
 
 
 async def test_all_is_reached_with_the_keyboard_alone(cluster: Cluster, browser: Browser) -> None:

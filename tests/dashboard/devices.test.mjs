@@ -3,9 +3,11 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import {
-  choices, condition, conditions, engineWords, filtered, isOtherEngine, isWarm, seen, sortedDevices, wireWidth, wireWords,
+  choices, condition, conditions, coresWords, derateWords, filtered, isOtherEngine, isWarm, seen, sortedDevices, wireWidth, wireWords,
 } from "../../dashboard/devices/figures.mjs";
+import { asText } from "../../dashboard/devices/findings.mjs";
 import { figures } from "../../dashboard/devices/join.mjs";
+import { engineWords } from "../../dashboard/format.mjs";
 import { devices as view } from "../../dashboard/devices/index.mjs";
 import { initialState, reducer } from "../../dashboard/state.mjs";
 import { all, attribute, text } from "./tree.mjs";
@@ -62,7 +64,7 @@ test("the line to a device is thicker by a step for each factor of ten", () => {
 });
 
 test("the line says round trip and measured speed, and that nothing was measured", () => {
-  assert.deepEqual(wireWords(device("a", { speed: speed() })), { trip: "5.8 ms", rate: "36 MiB/s" });
+  assert.deepEqual(wireWords(device("a", { speed: speed() })), { trip: "5.8 ms", rate: "304 Mbit/s" });
   assert.deepEqual(wireWords(device("a")), { trip: "5.8 ms", rate: "not measured" });
   assert.deepEqual(wireWords(device("a", { round_trip_ms: null })), { trip: "", rate: "not measured" });
   assert.equal(wireWords(device("a", { round_trip_ms: null, speed: speed() })).trip, "6.0 ms");
@@ -274,4 +276,117 @@ test("a code that comes after the dialog was closed is dropped", () => {
 test("figures of a device that joined leave out what is unknown", () => {
   assert.equal(figures(device("a", { round_trip_ms: null })), "Android · 8 cores · 5.0 GiB of 8.0 GiB free");
   assert.equal(figures(device("a", { facts: null })), "");
+});
+
+// Care: parked and hot devices, engines on their way, networks, the doctor.
+
+test("a parked device says why and what brings it back, calmly, and its line is not broken", () => {
+  const one = device("a", { state: "parked", reason: "its battery has 18 % left; it takes work again when it charges" });
+  const tree = card(one);
+  assert.match(text(tree), /parked.*Takes no work now: its battery has 18 % left; it takes work again when it charges\./);
+  assert.match(text(tree), /5\.0 GiB free/, "it is there, and its figures are of now");
+  const line = all(shown(world([one])), "p").find((each) => /cable/.test(attribute(each, "class") ?? ""));
+  assert.doesNotMatch(attribute(line, "class"), /broken/);
+  const still = (/** @type {number} */ now_ms) => seen(one, world([one]), now_ms).heard;
+  assert.equal(still(NOW_MS), still(NOW_MS + 60_000), "it is heard of, so nothing ticks");
+});
+
+test("a hot device says how much of its speed counts", () => {
+  assert.match(text(card(device("a", { facts: facts({ derate: 0.7, derate_reason: "hot (44 °C)" }) }))), /hot \(44 °C\): counted at 0\.7 of its speed/);
+  assert.doesNotMatch(text(card(device("a", { facts: facts({ derate: 1, derate_reason: "" }) }))), /counted at/);
+  assert.equal(derateWords(facts()), "", "an older agent does not say it");
+});
+
+test("fast cores are told where the platform tells them and they differ", () => {
+  assert.equal(coresWords(facts({ fast_cores: 4 })), "4 fast of 8 cores");
+  for (const fast_cores of [8, null, undefined]) assert.equal(coresWords(facts({ fast_cores })), "8 cores");
+});
+
+test("an engine is told by its release and variant", () => {
+  assert.equal(engineWords({ ...ENGINE, release: "b10516", variant: "android-arm64" }), "b10516 (0c1e570) · android-arm64 · RPC 7.0.0");
+  assert.equal(engineWords({ ...ENGINE, release: "b1", build: "b1" }), "b1 · RPC 7.0.0");
+});
+
+test("a device without an engine is installing while one comes from the main host, and unusable when that failed", () => {
+  const without = { state: "unusable", reason: "no engine was found", facts: facts({ engine: null }) };
+  const install = (/** @type {string} */ state, more = {}) => device("a", { ...without, engine_install: { build: "b10516", state, done_bytes: 44 * 1024 ** 2, total_bytes: 88 * 1024 ** 2, detail: "", ...more } });
+  const fetching = card(install("fetching"));
+  assert.match(text(fetching), /installing.*Engine b10516 comes from the main host: 44 MiB of 88 MiB/);
+  assert.doesNotMatch(text(fetching), /no engine was found/i);
+  assert.equal(attribute(all(fetching, "progress")[0], "value"), 44 * 1024 ** 2);
+  assert.match(text(card(install("proving"))), /being tried out/);
+  const failed = card(install("failed", { detail: "its digest is wrong" }));
+  assert.match(text(failed), /unusable.*no engine was found.*could not be installed: its digest is wrong.*Check this device/);
+  const serving = device("a", { engine_install: install("fetching").engine_install });
+  assert.equal(condition(serving), "ready", "another build comes beside the one in use");
+  const used = device("a", { facts: facts({ engine: { ...ENGINE, release: "b10516" } }), engine_install: install("ready").engine_install });
+  assert.doesNotMatch(text(card(used)), /beside the one in use/);
+});
+
+const WIRES = [
+  { near: "10.0.0.1", far: "10.0.0.2", kind: "ethernet", interface: "en0", round_trip_ms: 0.3, up_bytes_per_s: 117.5e6, in_use: true, problem: "" },
+  { near: "192.168.1.1", far: "192.168.1.2", kind: "wifi", interface: "en1", round_trip_ms: 4.1, up_bytes_per_s: 41e6, in_use: false, problem: "" },
+  { near: "169.254.1.1", far: "169.254.1.2", kind: "", interface: "en7", round_trip_ms: null, up_bytes_per_s: null, in_use: false, problem: "it does not answer" },
+];
+
+test("the network that carries tensors is told with its figures; others can be chosen, but not broken ones", () => {
+  const tree = card(device("a", { wires: WIRES, wire: "" }));
+  assert.match(text(tree), /Ethernet 940 Mbit\/s, 0\.3 ms 10\.0\.0\.1 to 10\.0\.0\.2 \(en0\) Carries tensors: the fastest one/);
+  assert.match(text(tree), /2 other networks.*Wi-Fi 328 Mbit\/s, 4\.1 ms.*en7 not measured.*It does not answer/);
+  const choices = all(tree, "button").filter((each) => attribute(each, "data-action") === "devices/wire");
+  assert.deepEqual(choices.map((each) => attribute(each, "data-wire")), ["192.168.1.2"]);
+  const line = all(shown(world([device("a", { wires: WIRES })])), "p").find((each) => /cable/.test(attribute(each, "class") ?? ""));
+  assert.equal(text(line), "Network: 0.3 ms 940 Mbit/s Ethernet");
+});
+
+test("a chosen network can be given back, and is told when it cannot be used", () => {
+  const choices = (/** @type {any} */ tree) => all(tree, "button").filter((each) => attribute(each, "data-action") === "devices/wire").map((each) => attribute(each, "data-wire"));
+  const chosen = card(device("a", { wires: WIRES, wire: "10.0.0.2" }));
+  assert.match(text(chosen), /Carries tensors: you chose it/);
+  assert.deepEqual(choices(chosen), ["", "192.168.1.2"]);
+  assert.match(text(card(device("a", { wires: WIRES, wire: "169.254.1.2" }))), /You chose 169\.254\.1\.2, which cannot be used now/);
+  assert.doesNotMatch(text(card(device("a"))), /Network(s)? of|Carries tensors/);
+});
+
+const FINDINGS = [
+  { check: "disk", title: "Disk", verdict: "ok", found: "61 GiB free", remedy: "" },
+  { check: "sleep", title: "Sleep", verdict: "warning", found: "it sleeps after 10 min", remedy: "sudo pmset -c sleep 0" },
+  { check: "engine", title: "Engine", verdict: "blocks", found: "none was found", remedy: "join again" },
+  { check: "lid", title: "Lid", verdict: "unknown", found: "this platform does not tell", remedy: "" },
+];
+const FOUND = [{ device: "a", findings: FINDINGS }];
+
+test("what is odd about its networks is told on the card and in words", () => {
+  const tree = card(device("a", { facts: facts({ wires: [{ ...FINDINGS[1], title: "Overlap", found: "two networks overlap", remedy: "take another subnet" }] }) }));
+  assert.match(text(tree), /1 network warning.*Overlap Two networks overlap\. What to do: take another subnet/);
+});
+
+test("findings: blocking first, what is well folded to a count, commands untouched", () => {
+  const tree = card(device("a"), [], ["devices/check", { key: "a-a", since_ms: NOW_MS }], ["devices/checked", { key: "a-a", since_ms: NOW_MS, results: FOUND }]);
+  assert.match(text(tree), /1 thing blocks, 1 warning, 1 not known, 1 ok.*blocks Engine.*warning Sleep.*not known Lid.*1 check is ok.*Disk/);
+  assert.match(text(tree), /sudo pmset -c sleep 0/);
+  assert.equal(asText(FOUND), [
+    "a: 1 thing blocks, 1 warning, 1 not known, 1 ok",
+    "  [blocks] Engine: none was found\n      do: join again", "  [warning] Sleep: it sleeps after 10 min\n      do: sudo pmset -c sleep 0",
+    "  [not known] Lid: this platform does not tell", "  [ok] Disk: 61 GiB free",
+  ].join("\n"));
+});
+
+test("everything checked: the worst device first, those that are well in one line", () => {
+  const results = [{ device: "well", findings: [FINDINGS[0]] }, { device: "warned", findings: [FINDINGS[1]] }, ...FOUND];
+  const begun = after(world([device("a")]), ["ask", { key: "check all", busy: true }], ["devices/check", { key: "all", since_ms: NOW_MS - 8000 }]);
+  assert.match(text(shown(begun)), /Checking 1 device….*8 s so far/);
+  assert.equal(attribute(button(shown(begun), "Check everything"), "disabled"), true);
+  const found = text(shown(after(begun, ["devices/checked", { key: "all", since_ms: NOW_MS - 8000, results }])));
+  assert.match(found, /3 checked, 8 s ago.*a 1 thing blocks.*warned 1 warning.*ok well: nothing is wrong/);
+});
+
+test("an answer to what was asked before is dropped, and a refusal is told", () => {
+  const twice = after(world([device("a")]), ["devices/check", { key: "all", since_ms: 1 }], ["devices/check", { key: "all", since_ms: 2 }]);
+  assert.equal(after(twice, ["devices/checked", { key: "all", since_ms: 1, results: FOUND }]).views.devices.checks.all.results, null);
+  const refused = after(twice, ["devices/checked", { key: "all", since_ms: 2 }], ["ask", { key: "check all", error: "no device answers" }]);
+  assert.match(text(shown(refused)), /no device answers/);
+  assert.doesNotMatch(text(shown(refused)), /Checking/);
+  const closed = after(twice, ["devices/check-closed", { key: "all" }]);
+  assert.equal(after(closed, ["devices/checked", { key: "all", since_ms: 2, results: FOUND }]).views.devices.checks.all, undefined);
 });

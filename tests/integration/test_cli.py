@@ -130,7 +130,7 @@ async def test_removing_a_device_voids_its_certificate(pair: Cluster) -> None:
 
 async def test_the_engines_of_this_host_are_listed(engine: EngineFacts) -> None:
     done = await cli(None, "engine", "list", "--json")
-    found = json.loads(done.stdout)
+    found = json.loads(done.stdout)["programs"]
     assert found[0]["rpc_protocol"] == engine.rpc_protocol == "7.0.0"
     assert found[0]["has_rpc"] is True
     assert Path(found[0]["rpc_server"]).is_file()

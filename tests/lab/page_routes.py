@@ -12,11 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import (
-    FileResponse,
-    JSONResponse,
-    Response,
-)
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Send
@@ -24,6 +20,7 @@ from starlette.types import Scope as AsgiScope
 
 from agents.errors import ProjectError
 from agents.requests import problem
+from lab.page_care_routes import CARE_ROUTES
 from lab.page_home import MODELS, deployment_id, dumped
 from lab.page_record_routes import RECORD_ROUTES, Handler, body_of, event_stream
 from lab.page_records import record, stamp
@@ -107,6 +104,7 @@ def _routes() -> list[tuple[str, str, Handler]]:
         ("POST", f"{one}/restart", _start),
         ("GET", f"{one}/logs/stream", _logs),
         *RECORD_ROUTES,
+        *CARE_ROUTES,
     ]
 
 
@@ -244,11 +242,12 @@ async def _measure(world: "World", request: Request) -> Response:
 @cache
 def _join_lines() -> tuple[str, str, Any]:
     pin = "sha256//vQ3b0t8mEoYpY7Yp3GQd1m2nN0rW5sC8xKQb1aH9uTg="
-    code = "SRJ1-192.168.1.10:8101-Zp4mT9qW2vXc7LkN-3f9a61c0d2e84b75"
+    code = "192.168.1.10:8101/Zp4mT9qW2vXc7LkN/3f9a61c0d2e84b75"
     base = f"curl -fsSk --noproxy '*' --pinnedpubkey '{pin}' https://192.168.1.10:8101/files"
     joins = f"SUPERVISOR_JOIN_CODE={code}"
     termux = f"{base}/install.sh -o install.sh && {joins} sh install.sh - '{pin}'"
-    elsewhere = f"{base}/agent.pyz -o agent.pyz && {joins} python3 agent.pyz join -"
+    script = "~/.llama-join.sh"
+    elsewhere = f"{base}/join.sh -o {script} && {joins} sh {script} - '{pin}'"
     return code, termux, elsewhere
 
 

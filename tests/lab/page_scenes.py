@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from agents.contract import EngineFacts
+from lab.page_care import MAIN_VARIANT, RELEASE, care_devices
 from lab.page_home import (
     ATTIC,
     DESK,
@@ -73,6 +75,8 @@ class Scene:
     needs_key: bool = False
     is_hub_down: bool = False
     problem: str = ""
+    engine: EngineFacts = field(default_factory=engine)
+    """Of the main host."""
 
 
 # -- parts -------------------------------------------------------------------------------------
@@ -229,6 +233,12 @@ def device_states(now: datetime) -> Scene:
                        "network"), "facts": None, "rpc_server": None},
     ]  # fmt: skip
     return Scene("device-states", now, Home(HOME, now), found)
+
+
+def care(now: datetime) -> Scene:
+    """Parked, hot, about to get an engine, with several networks."""
+    own = engine(release=RELEASE, variant=MAIN_VARIANT)
+    return Scene("care", now, Home(HOME, now), care_devices(now), engine=own)
 
 
 def _named(kind: Kind, name: str, host: int) -> Kind:
@@ -406,6 +416,7 @@ SCENES: Final[Mapping[str, Callable[[datetime], Scene]]] = {
     "empty": empty,
     "devices": devices,
     "device-states": device_states,
+    "care": care,
     "loading": loading,
     "ready": ready,
     "idle": idle,

@@ -124,6 +124,54 @@ async def _joins(page: Page, server: PageServer) -> None:
     await settled(page)
 
 
+async def _opens_networks(page: Page, server: PageServer) -> None:
+    opens = '[data-toggle="devices/open"][data-id="a-mac-mini"] > summary'
+    await clicks(opens, ".wires summary")(page, server)
+
+
+async def _is_checking(page: Page, server: PageServer) -> None:
+    """The doctor has been at work for a while."""
+    server.world.goes_on.clear()
+    await clicks('.view-head [data-action="devices/check"]')(page, server)
+    await page.clock.set_fixed_time(FROZEN + timedelta(seconds=8))
+    await page.get_by_text("8 s so far").wait_for()
+    await settled(page)
+
+
+async def _installs(page: Page, server: PageServer) -> None:
+    """A release is half fetched."""
+    server.world.goes_on.clear()
+    await clicks('button[data-action="settings/install-engine"]')(page, server)
+    await page.clock.set_fixed_time(FROZEN + timedelta(seconds=14))
+    await page.get_by_text("14 s so far").wait_for()
+    await _shows_engines(page)
+
+
+async def _changes_engine(page: Page, server: PageServer) -> None:
+    """Some devices have the new build."""
+    server.world.goes_on.clear()
+    await clicks('[data-action="settings/ask-use"]', '[data-action="settings/use-engine"]')(
+        page, server
+    )
+    await page.clock.set_fixed_time(FROZEN + timedelta(seconds=21))
+    await page.get_by_text("21 s so far").wait_for()
+    await _shows_engines(page)
+
+
+async def _fails_to_change(page: Page, server: PageServer) -> None:
+    server.world.change_fails = True
+    await clicks('[data-action="settings/ask-use"]', '[data-action="settings/use-engine"]')(
+        page, server
+    )
+    await page.get_by_text("b10603 failed").wait_for()
+    await _shows_engines(page)
+
+
+async def _shows_engines(page: Page) -> None:
+    await settled(page)
+    await page.locator("#engines-title").evaluate("title => title.scrollIntoView()")
+
+
 async def _makes_a_key(page: Page, server: PageServer) -> None:
     await clicks('[data-action="settings/dialog"][data-dialog="new"]')(page, server)
     await page.locator("#key-name").fill("kitchen-tablet")
@@ -163,6 +211,14 @@ VIEWS: Final = (
     View("devices-many", "many", "#/devices"),
     View("devices-details", "device-states", "#/devices",
          clicks('[data-toggle="devices/open"][data-id="a-old-phone"] > summary')),
+    View("devices-care", "care", "#/devices", whole=True),
+    View("devices-wires", "care", "#/devices", _opens_networks, whole=True),
+    View("devices-checking", "care", "#/devices", _is_checking),
+    View("devices-checked", "care", "#/devices", clicks('.view-head [data-action="devices/check"]'),
+         whole=True),
+    View("devices-checked-one", "care", "#/devices",
+         clicks('[data-toggle="devices/open"][data-id="a-old-phone"] > summary',
+                '.detail [data-action="devices/check"]'), whole=True),
     View("devices-remove", "devices", "#/devices",
          clicks('[data-toggle="devices/open"][data-id="a-pixel-8"] > summary',
                 '[data-action="devices/remove"]')),
@@ -205,6 +261,11 @@ VIEWS: Final = (
     View("chat-answer", "ready", "#/chat", _chats),
     View("chat-waiting", "loading", "#/chat"),
     View("settings", "ready", "#/settings", whole=True),
+    View("settings-engines", "care", "#/settings", whole=True),
+    View("settings-engine-installing", "care", "#/settings", _installs),
+    View("settings-engine-use", "care", "#/settings", clicks('[data-action="settings/ask-use"]')),
+    View("settings-engine-changing", "care", "#/settings", _changes_engine),
+    View("settings-engine-failed", "care", "#/settings", _fails_to_change),
     View("settings-key", "ready", "#/settings", _makes_a_key),
     View("sign-in", "signed-out", "#/devices", refusals=REFUSED),
     View("sign-in-wrong", "signed-out", "#/devices", _signs_in_wrongly, refusals=REFUSED),

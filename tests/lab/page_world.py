@@ -19,13 +19,14 @@ from typing import Any, Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from lab.page_home import MAIN_HOST, engine
+from lab.page_home import MAIN_HOST
 from lab.page_records import log_lines, stamp
 from lab.page_routes import create_app
 from lab.page_scenes import SCENES, Scene
 from supervisor import __version__
 from supervisor.api.views import Snapshot
 from supervisor.api.web import SecurityHeaders
+from supervisor.core.engine_change import EngineChange
 from supervisor.core.keys import ApiKey
 from supervisor.core.request_record import RequestRecord
 
@@ -53,6 +54,11 @@ class World:
     first_token: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared, it holds answers back before their first token."""
     measure_step_s: float = 0.6
+    engine_step_s: float = 0.02
+    engine_change: EngineChange | None = None
+    change_fails: bool = False
+    goes_on: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared, it holds back what the doctor finds, and work on engines half-way."""
     keys: list[ApiKey] | None = None
     """None: nobody asked for them yet."""
     _streams: set[asyncio.Queue[bytes | None]] = field(default_factory=set)
@@ -63,6 +69,7 @@ class World:
         """A world that begins with the scene of that name."""
         world = cls(SCENES[name](clock()), clock)
         world.first_token.set()
+        world.goes_on.set()
         world.check()
         return world
 
@@ -70,8 +77,10 @@ class World:
         """Another scene, from now on; open pages get a snapshot."""
         self.scene = SCENES[name](self.clock())
         self.asked.clear()
-        self.keys = None
+        self.keys = self.engine_change = None
+        self.change_fails = False
         self.first_token.set()
+        self.goes_on.set()
         self.check()
         self.send("snapshot", self.snapshot())
         return self.scene
@@ -90,7 +99,7 @@ class World:
             "main_host": MAIN_HOST,
             "url": "http://192.168.1.10:8100",
             "time": self.stamp(),
-            "engine": asdict(engine()),
+            "engine": asdict(scene.engine),
             "problem": scene.problem,
             "devices": scene.devices,
             "deployments": scene.deployments,

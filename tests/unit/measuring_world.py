@@ -11,8 +11,12 @@ from typing import Any, cast
 from agents.contract import (
     DeviceFacts,
     EngineFacts,
+    EngineInstall,
+    EngineOffer,
+    Finding,
     GgmlDevice,
     Heartbeat,
+    InstallState,
     MeasuredGgmlDevice,
     MeasurementProgress,
     MeasurementResult,
@@ -134,6 +138,18 @@ class MadeUpAgent:
 
     async def log(self, offset: int) -> Mapping[str, object]:
         return {}
+
+    async def examine(self) -> list[Finding]:
+        return []
+
+    async def offer_engine(self, offer: EngineOffer) -> EngineInstall:
+        return EngineInstall(offer.build, InstallState.READY)
+
+    async def engine_install(self) -> EngineInstall | None:
+        return None
+
+    async def use_engine(self, build: str) -> EngineFacts:
+        return EngineFacts("", "", build=build)
 
     async def close(self) -> None:
         self.calls.append("close")

@@ -18,6 +18,7 @@ from agents.contract import (
     MeasurementUpdate,
     WorkerState,
 )
+from agents.current_engine import CurrentEngine
 from agents.errors import BadMessage, EngineMissing, EngineWithoutRpc
 from agents.measuring import Measurement
 from agents.process import Child
@@ -145,7 +146,7 @@ async def test_what_cannot_be_measured_is_refused_before_anything_starts(
 async def test_without_a_program_nothing_is_measured(
     tmp_path: Path, engine: EngineFacts | None, error: type[Exception]
 ) -> None:
-    server = RpcServer(engine, tmp_path, {})
+    server = RpcServer(CurrentEngine(engine), tmp_path, {})
     with pytest.raises(error):
         await server.measure(SPEC, ["CPU"])
     assert not server.status().is_measuring

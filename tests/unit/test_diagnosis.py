@@ -125,6 +125,10 @@ def alone(evidence: Evidence) -> Evidence:
     return replace(evidence, workers=())
 
 
+NO_ROUTE = (
+    f"0.00.104.811 E Failed to connect to {PHONE.endpoint} (No route to host)",
+    "0.00.104.812 E connect: No route to host",
+)
 LOST = agent_errors.LinkLost("the link to phone was lost in phase decode: closed")
 HUNG = errors.EngineHung("slot 0 made no progress for 31 s; phone and laptop answer")
 CLOSED = "the link to phone was lost in phase load: the connection was closed (last command: HELLO)"
@@ -173,6 +177,27 @@ CASES: dict[str, Case] = {
     "port": (seen("7.0/port_in_use", 1), "port_in_use", RETRY, "", "port: 55611"),
     "closed port": (
         seen("7.0/closed_port", ABRT, PHONE),
+        "worker_unreachable",
+        RETRY,
+        "phone",
+        "could not connect to phone",
+    ),
+    "local network of a Mac": (
+        replace(seen("7.0/closed_port", ABRT, PHONE), log_tail=NO_ROUTE, platform="macos"),
+        "local_network_denied",
+        RETRY,
+        "phone",
+        "macOS keeps it from phone",
+    ),
+    "local network of a Mac, nobody knows who": (
+        replace(seen("", ABRT, PHONE), log_tail=NO_ROUTE[1:], platform="macos"),
+        "local_network_denied",
+        RETRY,
+        "",
+        "macOS keeps it from a worker",
+    ),
+    "no route, and no Mac": (
+        replace(seen("7.0/closed_port", ABRT, PHONE), log_tail=NO_ROUTE, platform="linux"),
         "worker_unreachable",
         RETRY,
         "phone",

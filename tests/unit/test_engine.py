@@ -198,3 +198,69 @@ async def test_devices_are_what_the_rpc_server_would_offer(
     found = await engine.ggml_devices(facts, ENVIRON)
     assert [device.name for device in found] == names
     assert all(d.total_bytes >= d.free_bytes > 1 << 30 for d in found)
+
+
+# -- engines that the main host gave -----------------------------------------------------------
+
+
+def test_the_build_that_the_main_host_told_to_use_comes_before_newer_ones(tmp_path: Path) -> None:
+    own = tmp_path / "engines"
+    for name in ("b999", "b10000", "b10001.new", ".hidden"):
+        build(own / name / "bin")
+    assert sources(engine.discover(ENVIRON, own_engines=own), tmp_path) == [
+        ("engines folder", "engines/b10000/bin"),
+        ("engines folder", "engines/b999/bin"),
+    ]
+    engine.InUse(str(own / "b999" / "bin")).write(own / engine.IN_USE_FILE)
+    assert sources(engine.discover(ENVIRON, own_engines=own), tmp_path)[0] == (
+        "main host",
+        "engines/b999/bin",
+    )
+    build(tmp_path / "named")
+    named = {**ENVIRON, "LLAMA_CPP_BIN": str(tmp_path / "named")}
+    found = engine.discover(named, own_engines=own)
+    assert sources(found, tmp_path)[0] == ("LLAMA_CPP_BIN", "named")
+    assert found[0].is_fixed
+    assert not found[1].is_fixed
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"before": "x"}', "null"])
+def test_a_note_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
+    own = tmp_path / "engines"
+    build(own / "b8000")
+    (own / engine.IN_USE_FILE).write_text(text)
+    assert sources(engine.discover(ENVIRON, own_engines=own), tmp_path) == [
+        ("engines folder", "engines/b8000")
+    ]
+
+
+def test_what_the_main_host_called_it_is_beside_the_programs(tmp_path: Path) -> None:
+    folder = build(tmp_path / "b1" / "llama-b1")
+    assert engine.programs_folder(tmp_path / "b1") == folder
+    engine.write_names(folder, engine.Names("b1", "ubuntu-x64", "b1"))
+    found = engine.at_folder(folder, "main host")
+    assert found is not None
+    assert (found.release, found.variant, found.build) == ("b1", "ubuntu-x64", "")
+    assert engine.name_of(found) == "b1"
+    (folder / "llama-server").unlink()
+    lone = engine.at_folder(folder, "main host")
+    assert lone is not None
+    assert lone.build == "b1", "rpc-server alone has no word for it"
+    (folder / engine.FACTS_FILE).write_text("[")
+    assert engine.at_folder(folder, "main host") is not None
+
+
+@pytest.mark.parametrize(
+    ("release", "commit", "called", "is_it"),
+    [
+        ("b10516", "0c1e570", "b10516", True),
+        ("b10516", "0c1e570", "0c1e570ab", True),
+        ("b10516", "0c1e570", "0c1e5", False),
+        ("", "0c1e570", "b10516", False),
+        ("b1", "0c1e570", "b10", False),
+        ("", "", "0c1e570", False),
+    ],
+)
+def test_what_operators_call_a_build(release: str, commit: str, called: str, is_it: bool) -> None:
+    facts = EngineFacts("/x", "PATH", build=commit, release=release)
+    assert engine.is_called(facts, called) is is_it

@@ -11,7 +11,7 @@ from rich.console import Console
 from agents.join import JoinCode
 from supervisor.api.join_lines import join_lines, qr_svg
 from supervisor.api.rest import Services
-from supervisor.cli.cluster import qr_code
+from supervisor.cli.invitation import Platform, qr_code, say_lines
 
 PIN = "sha256//" + "4" * 43 + "="
 LARGEST = 25
@@ -41,7 +41,7 @@ def test_each_code_is_the_line_beside_it(endpoint: str) -> None:
         assert version_of(modules) <= LARGEST
         assert endpoint in line.command
     assert "install.sh" in lines["termux"].command
-    assert "agent.pyz" in lines["macos"].command
+    assert "join.sh" in lines["macos"].command
     assert lines["macos"].command == lines["linux"].command
 
 
@@ -60,7 +60,7 @@ def test_any_text_is_read_back(text: str) -> None:
 
 def terminal(width: int, encoding: str = "utf-8", *, is_terminal: bool = True) -> Console:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    return Console(file=file, force_terminal=is_terminal, width=width, _environ={})
+    return Console(file=file, force_terminal=is_terminal, width=width, highlight=False, _environ={})
 
 
 def test_a_terminal_shows_the_code() -> None:
@@ -79,3 +79,20 @@ def test_a_terminal_shows_the_code() -> None:
 def test_where_a_code_would_be_cut_or_garbled_there_is_none(console: Console) -> None:
     text = lines_of("192.168.100.100:8101")["termux"].command
     assert qr_code(text, console) is None
+
+
+def test_a_terminal_shows_each_line_once_and_whole() -> None:
+    found = lines_of("192.168.100.100:8101")
+    lines: dict[Platform, str] = {
+        "termux": found["termux"].command,
+        "macos": found["macos"].command,
+        "linux": found["linux"].command,
+    }
+    console = terminal(80)
+    console.soft_wrap = True
+    say_lines(lines, console)
+    console.file.seek(0)
+    shown = console.file.read()
+    assert shown.count(lines["linux"]) == shown.count(lines["termux"]) == 1
+    assert "on a Mac, or on Linux, or in WSL2" in shown
+    assert "█" in shown

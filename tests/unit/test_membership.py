@@ -18,6 +18,10 @@ def facts(engine: EngineFacts | None) -> DeviceFacts:
     return DeviceFacts(agent_id="a", name="pixel", platform="android", engine=engine)
 
 
+def parked(engine: EngineFacts | None) -> DeviceFacts:
+    return replace(facts(engine), parked="its battery has 14 % left and is not charging")
+
+
 @pytest.mark.parametrize(
     ("word", "silent_s", "protocol", "condition", "says"),
     [
@@ -33,7 +37,12 @@ def facts(engine: EngineFacts | None) -> DeviceFacts:
         (facts(OLD), 0.0, "7.0.0", DeviceCondition.INCOMPATIBLE, "speaks RPC 3.6.0, the main host"),
         (facts(OLD), 0.0, "3.6.1", DeviceCondition.INCOMPATIBLE, "the main host 3.6.1"),
         (facts(OLD), 0.0, "", DeviceCondition.READY, ""),  # the main host has no engine yet
+        (parked(GOOD), 0.0, "7.0.0", DeviceCondition.PARKED, "its battery has 14 % left"),
         # The worst news wins.
+        (parked(GOOD), 15.0, "7.0.0", DeviceCondition.PARKED, "its battery has 14 % left"),
+        (parked(GOOD), 31.0, "7.0.0", DeviceCondition.LOST, "last heard of 31 s ago"),
+        (parked(OLD), 0.0, "7.0.0", DeviceCondition.INCOMPATIBLE, "speaks RPC"),
+        (parked(None), 0.0, "7.0.0", DeviceCondition.UNUSABLE, "no llama.cpp"),
         (facts(OLD), 15.0, "7.0.0", DeviceCondition.INCOMPATIBLE, "speaks RPC"),
         (facts(None), 15.0, "7.0.0", DeviceCondition.UNUSABLE, "no llama.cpp"),
         (facts(BROKEN), 31.0, "7.0.0", DeviceCondition.LOST, "last heard of 31 s ago"),

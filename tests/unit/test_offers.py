@@ -236,6 +236,38 @@ def test_the_main_host_is_as_fast_as_its_own_agent_measured() -> None:
     assert host_offer(HOST, [], NOTHING, SHAPE).available_bytes == 16 * GIB
 
 
+def hot(each: Device, part: float = 0.5) -> Device:
+    assert each.facts is not None
+    facts = replace(each.facts, derate=part, derate_reason="hot (44 °C)")
+    return each.model_copy(update={"facts": facts})
+
+
+@pytest.mark.parametrize("known", [NOTHING, measured("id-phone")], ids=["guessed", "measured"])
+def test_a_hot_device_has_only_a_part_of_its_speed(known: Measurements) -> None:
+    cool = offers(device("phone"), measured=known)["phone"].speed
+    found = offers(hot(device("phone")), measured=known)["phone"].speed
+    assert found.is_guess is cool.is_guess
+    assert found.layer_overhead_s == pytest.approx(2 * cool.layer_overhead_s)
+    assert found.decode_by_type == {k: v / 2 for k, v in cool.decode_by_type.items()}
+    rates = ("decode_bytes_per_s", "prefill_flops", "cache_bytes_per_s")
+    rates += ("attention_flops", "prefill_attention_flops")
+    for name in rates:
+        assert getattr(found, name) == pytest.approx(getattr(cool, name) / 2)
+
+
+def test_a_main_host_that_is_hot_has_only_a_part_of_its_speed() -> None:
+    cool, warm = device("own", boot_id=HOST.boot_id), hot(device("own", boot_id=HOST.boot_id))
+    for known in (NOTHING, measured("id-own")):
+        usual = host_offer(HOST, places_of(cool), known, SHAPE).speed
+        found = host_offer(HOST, places_of(warm), known, SHAPE).speed
+        assert found.decode_bytes_per_s == pytest.approx(usual.decode_bytes_per_s / 2)
+
+
+@pytest.mark.parametrize("part", [1.0, 0.0, -1.0, 2.0])
+def test_a_part_that_is_none_changes_nothing(part: float) -> None:
+    assert offers(hot(device("pi"), part)) == offers(device("pi"))
+
+
 def running(*shards: Shard) -> Plan:
     facts = ModelFacts(path="/m", name="m", architecture="llama", block_count=8, size_bytes=9)
     own = HostShare(weight_bytes=GIB, kv_bytes=2 * MIB, compute_bytes=3 * MIB)

@@ -12,7 +12,11 @@ import pytest
 from agents.contract import (
     DeviceFacts,
     EngineFacts,
+    EngineInstall,
+    EngineOffer,
+    Finding,
     Heartbeat,
+    InstallState,
     MeasurementProgress,
     MeasurementResult,
     MeasurementSpec,
@@ -84,6 +88,18 @@ class Agent:
     ) -> AsyncGenerator[MeasurementProgress | MeasurementResult, None]:
         yield MeasurementResult([])
 
+    async def examine(self) -> list[Finding]:
+        return []
+
+    async def offer_engine(self, offer: EngineOffer) -> EngineInstall:
+        return EngineInstall(offer.build, InstallState.READY)
+
+    async def engine_install(self) -> EngineInstall | None:
+        return None
+
+    async def use_engine(self, build: str) -> EngineFacts:
+        return EngineFacts("", "", build=build)
+
     async def close(self) -> None: ...
 
 
@@ -108,7 +124,9 @@ class World:
             settings=settings,
             registry=self.registry,
             probe=self._probe,
-            main_host=SimpleNamespace(name="desk"),
+            main_host=SimpleNamespace(name="desk", engine=None),
+            own_networks=None,
+            reaches=None,
         )
         self.tools = cast(Tools, tools)
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from agents import datafolder, engine, facts, ports, privatefile, tls, web
-from agents.cli import STOP_SIGNALS
+from agents.agent import STOP_SIGNALS
 from agents.contract import EngineFacts, NetworkAddress
 from agents.errors import PortInUse
 from agents.interfaces import to_listen_at

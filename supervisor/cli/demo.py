@@ -19,7 +19,8 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from agents import logfile, ports, process
-from agents.cli import CODE_VARIABLE, STOP_SIGNALS
+from agents.agent import STOP_SIGNALS
+from agents.cli import CODE_VARIABLE
 from agents.facts import usable_cores
 from agents.process import Child
 from supervisor.cli import output

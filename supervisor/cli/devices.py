@@ -75,7 +75,7 @@ def wires(
     if as_json:
         output.print_json({each["name"]: each["wires"] for each in found})
     else:
-        output.console.print(wires_table(found))
+        _show_wires(found)
 
 
 @devices_app.command()
@@ -90,25 +90,37 @@ def wire(
 ) -> None:
     """Choose the address of a device that tensors go to; what runs stays as it is."""
     changed = Client(url, key).patch(_path(device), {"wire": address})
-    output.print_json(changed) if as_json else output.console.print(wires_table([changed]))
+    if as_json:
+        output.print_json(changed)
+    else:
+        _show_wires([changed])
+
+
+def _show_wires(devices: list[dict[str, Any]]) -> None:
+    """Ways to devices, and below why some cannot be used."""
+    output.console.print(wires_table(devices))
+    for device in devices:
+        for each in device["wires"]:
+            if each["problem"]:
+                ends = f"{each['near']} to {each['far']} of {device['name']}"
+                output.console.print(escape(f"{ends}: {each['problem']}"))
 
 
 def wires_table(devices: list[dict[str, Any]]) -> Table:
-    """Ways to devices, one row each; the one that carries tensors is marked."""
-    columns = ("device", "to", "from", "over", "round trip", "rate", "use")
-    made = output.table("Wires", *columns)
+    """One row for each way; the one that carries tensors is marked."""
+    made = output.table("Wires", "device", "address", "over", "round trip", "rate", "use")
     for device in devices:
         for each in device["wires"]:
             trip_ms, rate = each["round_trip_ms"], each["up_bytes_per_s"]
-            chosen = ", you chose it" if device["wire"] == each["far"] else ""
+            chosen = ", your choice" if device["wire"] == each["far"] else ""
+            use = "does not work" if each["problem"] else ""
             made.add_row(
                 escape(device["name"]),
                 each["far"],
-                each["near"],
                 escape(" ".join(part for part in (each["kind"], each["interface"]) if part)),
                 "?" if trip_ms is None else f"{trip_ms:.2f} ms",
-                "?" if rate is None else f"{rate / 1e6:.1f} MB/s",
-                escape(each["problem"] or (f"tensors{chosen}" if each["in_use"] else "")),
+                "?" if rate is None else f"{rate / 1e6:.0f} MB/s",
+                f"tensors{chosen}" if each["in_use"] else use,
             )
     return made
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from agents import agent as agents
 from agents import cli as agent_cli
 from agents import log as logs
 from agents.power import FLOOR_PERCENT, HOT_C, Limits
@@ -92,7 +93,7 @@ def join(
 ) -> None:
     """Make this device a worker of the main host that printed CODE, until Ctrl-C."""
     logs.configure("agent")
-    options = agent_cli.Options(
+    options = agents.Options(
         code=agent_cli.join_code(code, data),
         folder=data or agent_cli.default_folder(),
         engine=engine,
@@ -102,7 +103,7 @@ def join(
         threads=threads,
         power=Limits(battery_floor, hot_c),
     )
-    asyncio.run(agent_cli.run(options))
+    asyncio.run(agents.run(options))
 
 
 @config_app.command("show")

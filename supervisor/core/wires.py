@@ -22,6 +22,8 @@ TOKEN_BYTES: Final = 64 << 10
 """Of a token, both ways: 8192 numbers of four bytes to a device and back."""
 CLEARLY: Final = 0.2
 MOST_PAIRS: Final = 12
+_MOST_TOLD: Final = 16
+"""Addresses of a device that are looked at."""
 
 _ALONE: Final = 32
 """Length of the prefix of an address that has no neighbours."""
@@ -81,8 +83,9 @@ def pairs(near: Sequence[NetworkAddress], far: Sequence[NetworkAddress]) -> tupl
     own = {each.address for each in ours}
     direct: list[Pair] = []
     routed: list[Pair] = []
-    for other in far:
-        if not other.link_port or not _is_usable(other.address) or other.address in own:
+    for other in far[:_MOST_TOLD]:
+        is_there = 0 < other.link_port < 1 << 16 and _is_usable(other.address)
+        if not is_there or other.address in own:
             continue
         beside = [each for each in ours if _is_beside(each, other)]
         direct += [_pair(each, other) for each in beside]
@@ -94,7 +97,7 @@ def pairs(near: Sequence[NetworkAddress], far: Sequence[NetworkAddress]) -> tupl
 
 def _is_usable(address: str) -> bool:
     """rpc-server knows IPv4 alone, and the far end listens nowhere else."""
-    return is_reachable(address) and ":" not in address
+    return is_reachable(address) and not set(address) & set(":%")
 
 
 def _is_beside(near: NetworkAddress, far: NetworkAddress) -> bool:
@@ -102,7 +105,7 @@ def _is_beside(near: NetworkAddress, far: NetworkAddress) -> bool:
     if here in SHARED and there in SHARED:
         return True  # one VPN, in which every address is a subnet of its own
     known = (near.prefix_length, far.prefix_length)
-    prefix = next((each for each in known if each and each < _ALONE), None)
+    prefix = next((each for each in known if each is not None and 0 < each < _ALONE), None)
     if prefix is None:
         return False
     network = ipaddress.ip_network(f"{near.address}/{prefix}", strict=False)

@@ -8,7 +8,7 @@ Whatever fails on that way leads back to the old build.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from agents.contract import EngineFacts
@@ -29,7 +29,6 @@ from supervisor.core.membership import is_same_build
 from supervisor.errors import (
     AgentUnreachable,
     BadRequest,
-    DeploymentUnknown,
     DeviceUnknown,
     EngineChangeFailed,
     EngineChangeRunning,
@@ -210,7 +209,8 @@ class EngineChanger:
                 self._reconciler.go_on()
             why = exc if isinstance(exc, ProjectError) else f"internal error {exc!r}"
             raise EngineChangeFailed(
-                f"llama.cpp {name_of(target)} was given up and {_called(old)} is used again: {why}"
+                f"llama.cpp {name_of(target)} was given up and {_called(old) or 'none'} is used "
+                f"again: {why}"
             ) from exc
         main_engine.end_change(self._folder)
 
@@ -220,13 +220,21 @@ class EngineChanger:
         Raises:
             EngineChangeFailed: One of them cannot have it; nothing was changed.
         """
-        devices = [device for device in self._registry.devices() if may_change(device)]
+        everybody = sorted(self._registry.devices(), key=lambda device: device.name)
+        devices = [device for device in everybody if may_change(device)]
         changing = [device for device in devices if not has_engine(device, target)]
         rows = [DeviceChange(device=d.name) for d in changing]
         rows += [DeviceChange(device=d.name, state="changed") for d in devices if d not in changing]
         self._update(devices=tuple(rows))
-        called = await asyncio.gather(*(self._bring(device, target) for device in changing))
-        return {device.id: name for device, name in zip(changing, called, strict=True)}
+        tasks = {d.id: asyncio.create_task(self._bring(d, target)) for d in changing}
+        try:
+            if tasks:
+                await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_EXCEPTION)
+            return {agent_id: task.result() for agent_id, task in tasks.items() if task.done()}
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     async def _bring(self, device: Device, target: EngineFacts) -> str:
         try:
@@ -238,7 +246,7 @@ class EngineChanger:
             why = str(exc).removeprefix(f"{device.name}: ")
             raise EngineChangeFailed(
                 f"nothing was changed, since {device.name} cannot have llama.cpp "
-                f"{name_of(target)}: {why}"
+                f"{name_of(target)}: {why} ('supervisor devices drain {device.name}' leaves it out)"
             ) from exc
         self._row(device.name, lambda row: row.model_copy(update={"state": "ready"}))
         return called
@@ -261,6 +269,7 @@ class EngineChanger:
                     await self._engines.use(agent_id, build)
             except AgentUnreachable as exc:
                 # It gets the new build when it is back; what needs it will tell.
+                del switched[agent_id]
                 update = {"state": "left out", "detail": str(exc)}
                 self._row(device.name, lambda row, u=update: row.model_copy(update=u))  # type: ignore[misc]
             except ProjectError as exc:
@@ -280,16 +289,12 @@ class EngineChanger:
         """Launches are planned with what heartbeats tell."""
         deadline_s = time.monotonic() + _HEARD_S
         while (left_s := deadline_s - time.monotonic()) > 0:
-            devices = [d for d in self._registry.devices() if d.id in switched and self._is_in(d)]
+            devices = [d for d in self._registry.devices() if d.id in switched]
             if all(has_engine(device, engine) for device in devices):
                 return
             await self._registry.wait_changed(min(left_s, 1.0))
 
-    def _is_in(self, device: Device) -> bool:
-        rows = {row.device: row.state for row in self._view.devices} if self._view else {}
-        return rows.get(device.name) != "left out"
-
-    async def _until_ready(self, held: Iterable[DeploymentId]) -> None:
+    async def _until_ready(self, held: Collection[DeploymentId]) -> None:
         """Wait for those that served before.
 
         Raises:
@@ -316,18 +321,12 @@ class EngineChanger:
             await asyncio.sleep(_LOOK_EVERY_S)
         self._update(deployments={d.id: str(d.state) for d in self._there(held)})
 
-    def _there(self, held: Iterable[DeploymentId]) -> list[Deployment]:
+    def _there(self, held: Collection[DeploymentId]) -> list[Deployment]:
         """Some may be removed meanwhile."""
-        found = []
-        for name in held:
-            try:
-                found.append(self._reconciler.get(name))
-            except DeploymentUnknown:
-                continue
-        return found
+        return [deployment for deployment in self._reconciler.all() if deployment.id in held]
 
     async def _go_back(
-        self, old: EngineFacts | None, switched: dict[AgentId, str], held: Iterable[DeploymentId]
+        self, old: EngineFacts | None, switched: dict[AgentId, str], held: Collection[DeploymentId]
     ) -> None:
         """The old build everywhere, and what ran is launched again. Goes as far as it can."""
         self._update(phase=ChangePhase.GOING_BACK)
@@ -382,9 +381,8 @@ class EngineChanger:
         self._update(phase=phase, ended_at=timestamp(), **changes)
         view = self._view
         assert view is not None
-        change = f"{view.build_before or 'none'} -> {view.build}"
-        if phase is ChangePhase.FAILED:
-            change = f"{change} failed"
+        failed = " failed" if phase is ChangePhase.FAILED else ""
+        change = f"{view.build_before or 'none'} -> {view.build}{failed}"
         level = logging.INFO if phase is ChangePhase.DONE else logging.WARNING
         log.log(level, "engine.change", extra={"change": change, "reason": view.reason})
         self._tools.journal.note(

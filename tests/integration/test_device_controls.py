@@ -134,6 +134,7 @@ async def test_what_was_decided_survives_a_restart_and_specs_follow_a_new_name(
         assert (await cluster.http.get(TEST)).json()["spec"]["order"] == ["one", "desk"]
         await asyncio.to_thread(supervisor.stop)
         await cluster.supervisor(join_port=join_port)
+        await cluster.device_state("one", "ready")
         assert (await cluster.device_state("desk", "ready"))["excluded"] is True
         assert await cluster.device("two") is None
         assert (await change(cluster, "desk", excluded=False)).json()["excluded"] is False

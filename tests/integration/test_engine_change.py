@@ -156,11 +156,20 @@ async def test_nothing_changes_when_a_device_cannot_have_the_build(
 ) -> None:
     cluster = serving
     other_build(cluster, engine)
+    argv = [sys.executable, "-m", "supervisor", "engine", "use", OTHER, "--url", cluster.url]
+    asked = await asyncio.to_thread(
+        subprocess.run, argv, input="n\n", capture_output=True, text=True, timeout=SLOW_S
+    )
+    assert asked.returncode == 1
+    assert "test will be launched anew" in " ".join(asked.stderr.split())
+    assert (await cluster.http.get("/api/engine-change")).json() is None
+
     _, refused = (await change(cluster, "b99999"))[-1]
     assert refused["code"] == "release_unknown"
     assert OTHER in refused["detail"]
 
-    await asyncio.to_thread(_spoil_when_packed, cluster, await _first_change(cluster))
+    await _first_change(cluster)
+    await asyncio.to_thread(_spoil, cluster, OTHER, "exec sleep 300")
     before = (await cluster.http.get("/api/deployments/test")).json()
     events = await change(cluster, OTHER)
     name, problem = events[-1]
@@ -175,7 +184,32 @@ async def test_nothing_changes_when_a_device_cannot_have_the_build(
     assert after["state"] == "ready"
 
 
-async def _first_change(cluster: Cluster) -> str:
+async def test_a_worker_that_fails_its_last_proof_brings_all_back(
+    serving: Cluster, engine: EngineFacts
+) -> None:
+    cluster = serving
+    other_build(cluster, engine)
+    await _first_change(cluster)
+    works_once = (
+        'here=$(dirname "$0"); case "$here" in */two/*)\n'
+        '[ -e "$here/proven" ] && { echo "it broke since"; exit 3; }; touch "$here/proven";; esac\n'
+        f'exec "{engine.rpc_server}" "$@"'
+    )
+    await asyncio.to_thread(_spoil, cluster, OTHER, works_once)
+    events = await change(cluster, OTHER)
+    name, problem = events[-1]
+    assert name == "problem", problem
+    assert "it does not work on two" in problem["detail"]
+    assert "it broke since" in problem["detail"]
+    states = [body["devices"] for event, body in events if event == "progress"][-1]
+    assert {row["device"]: row["state"] for row in states} == {"one": "back", "two": "back"}
+    assert await builds(cluster) == dict.fromkeys(("main host", "one", "two"), engine.build)
+    deployment = await cluster.settled(within_s=SLOW_S)
+    assert deployment["state"] == "ready", deployment["reason"]
+    assert (await cluster.complete(tokens=128)).strip() == SENTENCE
+
+
+async def _first_change(cluster: Cluster) -> None:
     """Makes the archive, and leaves the devices without what they got."""
     name, result = (await change(cluster, OTHER))[-1]
     assert name == "result", result
@@ -185,11 +219,10 @@ async def _first_change(cluster: Cluster) -> str:
     for device in ("one", "two"):
         for folder in (cluster.folder / device / "engines").glob(f"{OTHER}*"):
             shutil.rmtree(folder)
-    return OTHER
 
 
-def _spoil_when_packed(cluster: Cluster, build: str) -> None:
-    """The archive for devices gets an rpc-server that never answers, and a digest that fits."""
+def _spoil(cluster: Cluster, build: str, script: str) -> None:
+    """The archive for devices gets another rpc-server, and a digest that fits."""
     shelf = cluster.folder / "supervisor" / "engine-archives"
     archive = next(shelf.glob(f"llama-{build}-*.tar.gz"))
     made = io.BytesIO()
@@ -197,9 +230,9 @@ def _spoil_when_packed(cluster: Cluster, build: str) -> None:
         for member in old:
             content = old.extractfile(member)
             if member.name.endswith("ggml-rpc-server"):
-                script = b"#!/bin/sh\nexec sleep 300\n"
-                member.size = len(script)
-                content = io.BytesIO(script)
+                program = f"#!/bin/sh\n{script}\n".encode()
+                member.size = len(program)
+                content = io.BytesIO(program)
             new.addfile(member, content)
     archive.write_bytes(made.getvalue())
     note = Path(f"{archive}.json")

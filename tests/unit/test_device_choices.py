@@ -63,8 +63,9 @@ def test_a_repair_does_without_a_named_device_that_was_excluded() -> None:
     choice = chosen(Asked(spec(order=("one", "two")), is_repair=True), excluded=True)
     assert [each.name for each in choice.devices] == ["two"]
     assert choice.spec.order == ("two",)
-    (remark,) = choice.remarks
+    remark, why = choice.remarks
     assert "without one, though you asked for that" in remark
+    assert why == "one is left out: you excluded it."
 
 
 def test_a_plan_can_be_made_as_if_a_device_were_excluded() -> None:

@@ -15,11 +15,19 @@ from typing import cast
 import pytest
 
 from agents import engine as engines
-from agents.contract import EngineFacts, EngineInstall, EngineOffer, InstallState
+from agents.contract import (
+    EngineFacts,
+    EngineInstall,
+    EngineOffer,
+    InstallState,
+    RpcServerSpec,
+    WorkerState,
+)
 from agents.current_engine import CurrentEngine, choose
 from agents.engine_fetch import Fetcher
 from agents.engine_install import EngineInstaller
 from agents.errors import BadMessage, EngineFixed, EngineInUse, EngineMissing, EngineUnusable
+from agents.rpc_server import RpcServer
 
 ENVIRON = engines.inherited()
 
@@ -273,3 +281,26 @@ async def test_a_device_without_any_engine_takes_one(tmp_path: Path, engine: Eng
     assert (await device.installer.use("b7")).release == "b7"
     assert device.current.devices
     await device.installer.close()
+
+
+async def test_an_rpc_server_that_runs_keeps_its_engine(
+    tmp_path: Path, engine: EngineFacts
+) -> None:
+    current = CurrentEngine(engine)
+    server = RpcServer(current, tmp_path, ENVIRON, threads=1)
+    other = engines.at_folder(build(tmp_path / "other", engine, "7777777"), "main host")
+    assert other is not None
+    try:
+        await server.apply(RpcServerSpec(1, "127.0.0.1"))
+        with pytest.raises(EngineInUse, match="launch 1 is"):
+            async with server.idle():
+                pytest.fail("it is not idle")
+        await server.remove(1)
+        async with server.idle():
+            current.take(other, [])
+            late = asyncio.create_task(server.apply(RpcServerSpec(2, "127.0.0.1")))
+            await asyncio.sleep(0.1)
+            assert server.status().state is WorkerState.STOPPED, "it waits for the change"
+        assert (await late).argv[0] == other.rpc_server
+    finally:
+        await server.close()

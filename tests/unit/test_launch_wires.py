@@ -87,6 +87,15 @@ async def test_rdma_is_used_where_both_ends_prove_it() -> None:
     assert world.reached == [f"{CABLE}:8103"]
 
 
+async def test_rdma_goes_over_its_own_ports_whatever_carries_tcp() -> None:
+    first, second = mac().wires
+    wires = (second.model_copy(update={"in_use": True}), first.model_copy(update={"in_use": False}))
+    world = World(device=mac().model_copy(update={"wires": wires}))
+    assert (await world.decide()).of(MAC).host == CABLE
+    world.setting = "off"
+    assert (await world.decide()).of(MAC).host == STEADY
+
+
 async def test_through_a_link_it_is_tcp_over_the_same_wire() -> None:
     world = World()
     found = (await world.decide(direct=False)).of(MAC)

@@ -249,8 +249,8 @@ def test_a_hot_device_has_only_a_part_of_its_speed(known: Measurements) -> None:
     assert found.is_guess is cool.is_guess
     assert found.layer_overhead_s == pytest.approx(2 * cool.layer_overhead_s)
     assert found.decode_by_type == {k: v / 2 for k, v in cool.decode_by_type.items()}
-    rates = ("decode_bytes_per_s", "prefill_flops", "cache_bytes_per_s")
-    rates += ("attention_flops", "prefill_attention_flops")
+    rates = ["decode_bytes_per_s", "prefill_flops", "cache_bytes_per_s"]
+    rates += ["attention_flops", "prefill_attention_flops"]
     for name in rates:
         assert getattr(found, name) == pytest.approx(getattr(cool, name) / 2)
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from lab.joined import JoinedHost
@@ -21,7 +22,9 @@ from agents.contract import (
     RpcServerStatus,
     WorkerState,
 )
-from agents.link_frames import MEASURING
+from agents.errors import LinkRefused
+from agents.far_end import FarEnd
+from agents.link_frames import MEASURING, Hello
 from supervisor.adapters.wire_probe import WireProbe
 from supervisor.core.entities import AgentId, DeploymentId, Device
 from supervisor.core.wires import Measured, Pair
@@ -139,9 +142,13 @@ async def test_what_cannot_be_used_says_why(measurable: Measurable) -> None:
     assert "not the one that it got" in (await measurable.measure(serial="AB")).problem
 
 
-def test_an_agent_that_does_not_know_how_refuses() -> None:
-    """It takes the number for that of a launch, which is over: launches count from one."""
-    assert MEASURING < 0
+@pytest.mark.parametrize("state", [WorkerState.STOPPED, WorkerState.READY])
+def test_an_agent_that_does_not_know_how_refuses(state: WorkerState) -> None:
+    """It takes the number for that of a launch, and asks what it asks of every launch."""
+    hello = Hello(MEASURING, "desk", 5.0, 1 << 20)
+    status = RpcServerStatus(state, generation=0 if state is WorkerState.STOPPED else 4)
+    with pytest.raises(LinkRefused):
+        FarEnd._refuse_unless_its(cast(FarEnd, None), hello, status)
 
 
 # -- when -----------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Which pairs of addresses can work, which one carries tensors, and RDMA; all of it pure."""
 
+import ipaddress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -120,6 +121,25 @@ def test_self_assigned_addresses_meet_each_other_alone() -> None:
         ("169.254.1.1", "169.254.9.9"),
         ("192.168.1.2", "10.0.0.5"),
     ]
+
+
+TOLD = st.builds(
+    NetworkAddress,
+    st.one_of(st.text(max_size=9), st.ip_addresses().map(str), st.just("10.0.0.9%eth0")),
+    kind=st.text(max_size=5),
+    prefix_length=st.one_of(st.none(), st.integers(-5, 200)),
+    link_port=st.one_of(st.just(8103), st.integers(-9, 1 << 40)),
+)
+
+
+@given(st.lists(TOLD, max_size=30))
+def test_whatever_an_agent_tells_pairs_are_few_and_can_be_dialled(
+    told: list[NetworkAddress],
+) -> None:
+    found = pairs([near("192.168.1.2"), near("10.0.0.1", "wifi", 8)], told)
+    assert len(found) <= MOST_PAIRS
+    for pair in found:
+        assert ipaddress.IPv4Address(pair.far) and 0 < pair.port < 65536
 
 
 def test_addresses_of_one_vpn_reach_each_other() -> None:

@@ -1,30 +1,26 @@
 """Composition root: builds one supervisor from its parts and runs it until it is told to stop."""
 
 import asyncio
-import ipaddress
 import json
 import logging
 import os
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from agents import datafolder, engine, facts, ports, privatefile, tls, web
+from agents import datafolder, engine, facts, privatefile, tls, web
 from agents.agent import STOP_SIGNALS
-from agents.contract import EngineFacts, NetworkAddress
-from agents.errors import PortInUse
-from agents.interfaces import to_listen_at
+from agents.contract import EngineFacts
 from agents.join import JoinCode
-from agents.networks import NetworkReader, first_address
+from agents.networks import NetworkReader
 from agents.rpc_protocol import probe
 from supervisor import files
-from supervisor.adapters import agent_archive
 from supervisor.adapters.agent_client import AgentClient
 from supervisor.adapters.authority import Authority
+from supervisor.adapters.device_files import DeviceFiles
 from supervisor.adapters.device_greeting import DeviceGreeter
 from supervisor.adapters.engine_http import EngineHttp
 from supervisor.adapters.engine_shelf import EngineShelf
@@ -52,6 +48,7 @@ from supervisor.api.views import Platform
 from supervisor.api.web import create_app
 from supervisor.core.lifecycle import State
 from supervisor.errors import SupervisorRunning
+from supervisor.listening import Addresses, listen
 from supervisor.service.device_engines import DeviceEngines
 from supervisor.service.doctoring import Doctoring
 from supervisor.service.doubting import Doubts
@@ -83,8 +80,6 @@ log = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 """Written while a supervisor runs: its address, for commands on the same host."""
 
-_LOOPBACK = ipaddress.ip_address("127.0.0.1")
-
 
 @dataclass(frozen=True, slots=True)
 class Running:
@@ -115,18 +110,6 @@ async def serve(settings: Settings, announce: Callable[[Running], None]) -> None
 
 
 @dataclass(frozen=True, slots=True)
-class _Addresses:
-    """Where we listen. ``url`` is for people, ``local_url`` for commands on this host."""
-
-    web: list[socket.socket]
-    agents: list[socket.socket]
-    agents_endpoints: tuple[str, ...]
-    """The default route's first."""
-    url: str
-    local_url: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Parts:
     """One supervisor, put together and not yet running."""
 
@@ -142,7 +125,7 @@ async def _run(
     settings: Settings, folder: Path, store: Store, announce: Callable[[Running], None]
 ) -> None:
     own_networks = NetworkReader()
-    addresses = _listen(settings, await own_networks.addresses())
+    addresses = listen(settings, await own_networks.addresses())
     parts = await _compose(settings, folder, store, addresses, own_networks)
     services = parts.services
     stop = asyncio.Event()
@@ -211,46 +194,11 @@ async def _run(
         log.info("supervisor.stopped")
 
 
-def _listen(settings: Settings, own: Sequence[NetworkAddress]) -> _Addresses:
-    """Listen before anything else is made, so that a taken port costs nothing."""
-    purpose = "the dashboard (setting port)"
-    first = ports.listen(settings.host, settings.port, purpose)
-    port = first.getsockname()[1]
-    bound = ipaddress.ip_address(first.getsockname()[0])
-    reaches_loopback = bound.is_unspecified or bound == _LOOPBACK
-    others = [] if reaches_loopback else [ports.listen(str(_LOOPBACK), port, purpose)]
-    join_host = settings.join_host or first_address()
-    agents = _listen_for_agents(settings, join_host, own)
-    shown = join_host if bound.is_unspecified else settings.host
-    return _Addresses(
-        web=[first, *others],
-        agents=list(agents.values()),
-        agents_endpoints=tuple(f"{host}:{each.getsockname()[1]}" for host, each in agents.items()),
-        url=f"http://{shown}:{port}",
-        local_url=f"http://{_LOOPBACK}:{port}",
-    )
-
-
-def _listen_for_agents(
-    settings: Settings, first: str, own: Sequence[NetworkAddress]
-) -> dict[str, socket.socket]:
-    """At one address if one was given; else at every private one that can be had, at one port."""
-    purpose = "agents (setting join_port)"
-    made = {first: ports.listen(first, settings.join_port, purpose)}
-    port = made[first].getsockname()[1]
-    for address in [] if settings.join_host else to_listen_at(own, first)[1:]:
-        try:
-            made[address] = ports.listen(address, port, purpose)
-        except PortInUse as exc:
-            log.warning("supervisor.not_listening", extra={"reason": str(exc)})
-    return made
-
-
 async def _compose(
     settings: Settings,
     folder: Path,
     store: Store,
-    addresses: _Addresses,
+    addresses: Addresses,
     own_networks: NetworkReader,
 ) -> _Parts:
     authority = Authority(folder / "authority")
@@ -370,7 +318,7 @@ async def _compose(
     join_app = create_join_app(
         registry,
         authority.certificate_pem,
-        _downloads(folder),
+        DeviceFiles(folder),
         settings.heartbeat_s,
         settings.lease_s,
         shelf.path,
@@ -415,27 +363,6 @@ async def _main_host(
         inherited=inherited,
         folder=folder,
     )
-
-
-def _downloads(folder: Path) -> Callable[[str], Path | None]:
-    """Files for devices. ``agent.pyz`` is built once, when it is first asked for."""
-    phones = files.termux()
-    scripts = {name: phones / name for name in ("install.sh", "uninstall.sh", "doctor.sh")}
-    scripts |= {"boot-agent": phones / "boot" / "agent", "join.sh": files.join_script()}
-    built: list[Path] = []
-    one_at_a_time = threading.Lock()
-
-    def find(name: str) -> Path | None:
-        if name == "agent.pyz":
-            # Two devices may ask at once; replacing the file under a download would break it.
-            with one_at_a_time:
-                if not built:
-                    built.append(agent_archive.build(folder))
-                return built[0]
-        script = scripts.get(name)
-        return script if script is not None and script.is_file() else None
-
-    return find
 
 
 def _is_launching(services: Services) -> bool:

@@ -98,6 +98,9 @@ def wire(
 
 def _show_wires(devices: list[dict[str, Any]]) -> None:
     """Ways to devices, and below why some cannot be used."""
+    if not any(device["wires"] for device in devices):
+        output.console.print("no ways were measured: that is for devices on other hosts")
+        return
     output.console.print(wires_table(devices))
     for device in devices:
         for each in device["wires"]:

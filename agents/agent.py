@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
-from agents import datafolder, engine, facts, open_files, ports, web
+from agents import datafolder, engine, facts, open_files, ports, rest_door, web
 from agents.api import create_app
 from agents.chunk_store import ChunkStore
 from agents.contract import AGENT_PORT, LINK_PORT, DeviceFacts, Heartbeat
@@ -32,6 +32,7 @@ from agents.join import Identity, JoinCode, MainHost, keep_alive
 from agents.link_session import Stock
 from agents.networks import NetworkReader
 from agents.power import Limits
+from agents.rest_door import RestDoor
 from agents.rpc_server import RpcServer
 
 logger = logging.getLogger(__name__)
@@ -112,8 +113,11 @@ async def _serve(
     reader: facts.FactsReader,
     current: CurrentEngine,
 ) -> None:
-    address = options.host or ports.local_address_towards(main_host.endpoint.rpartition(":")[0])
-    listener = _listen(address, options.port, AGENT_PORT, "the agent's REST API")
+    def facing() -> str:
+        return ports.local_address_towards(main_host.endpoint.rpartition(":")[0].strip("[]"))
+
+    address = options.host or facing()
+    listener = _listen(address, options.port, AGENT_PORT, rest_door.PURPOSE)
     link_listener = _listen(address, options.link_port, LINK_PORT, "the link")
     installer = EngineInstaller(
         options.folder / "engines",
@@ -138,10 +142,10 @@ async def _serve(
         return Heartbeat(
             facts=await read_facts(),
             rpc_server=server.status(),
-            rest_port=listener.getsockname()[1],
+            rest_port=door.port,
             # Where the REST API is, should we have come to the main host by another way since.
-            address=options.host or (address if main_host.has_roamed else ""),
-            link_port=int(link_port or far_end.port),
+            address=options.host or (door.address if main_host.has_roamed else ""),
+            link_port=int(link_port or far_end.ports.get(door.address, far_end.port)),
             link_address=link_host.strip("[]"),
             engine_install=installer.status(),
         )
@@ -156,28 +160,32 @@ async def _serve(
     )
     own_doctor = Doctor(
         lambda: seen_by_agent(
-            options.folder, options.code, listener, far_end.port, read_facts, server.status
+            options.folder, options.code, door.port, far_end.port, read_facts, server.status
         )
     )
     more = [*engine_routes(installer), *doctor_routes(own_doctor)]
-    server_web = web.mutual_tls(
-        create_app(server, read_facts, more),
-        certificate=identity.certificate,
-        key=identity.key,
-        authority=identity.authority,
-        need_client=True,
-    )
+
+    def rest_server() -> web.Web:
+        return web.mutual_tls(
+            create_app(server, read_facts, more),
+            certificate=identity.certificate,
+            key=identity.key,
+            authority=identity.authority,
+            need_client=True,
+        )
+
+    door = RestDoor(listener, rest_server, facing, moves=options.host is None)
     logger.info(
         "agent.started",
         extra={
             "device": reader.name,
-            "address": f"{address}:{listener.getsockname()[1]}",
+            "address": f"{door.address}:{door.port}",
             "link_port": far_end.port,
             "main_host": main_host.endpoint,
             "engine": reader.engine.folder if reader.engine else "none",
         },
     )
-    serving = asyncio.create_task(server_web.serve(sockets=[listener]))
+    serving = asyncio.create_task(door.serve())
 
     async def expire(reason: str) -> None:
         if await server.expire(reason):
@@ -187,8 +195,11 @@ async def _serve(
     linking = asyncio.create_task(far_end.serve())
 
     async def addresses() -> list[str]:
-        is_only_one = options.host is not None or await networks.is_ours(main_host.endpoint)
-        return [address] if is_only_one else to_listen_at(await networks.addresses(), address)
+        facing_it = door.address
+        networks.knows(facing_it)
+        if options.host is not None or await networks.is_ours(main_host.endpoint):
+            return [facing_it]
+        return to_listen_at(await networks.addresses(), facing_it)
 
     following = asyncio.create_task(far_end.follow(addresses))
     stop_indexing = threading.Event()
@@ -201,11 +212,9 @@ async def _serve(
             task.result()
     finally:
         await _say_goodbye(main_host, server, compose)
-        server_web.should_exit = True
-        beating.cancel()
-        linking.cancel()
-        following.cancel()
-        stopping.cancel()
+        door.end()
+        for task in (beating, linking, following, stopping):
+            task.cancel()
         stop_indexing.set()
         await own_doctor.close()
         await installer.close()

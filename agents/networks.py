@@ -62,6 +62,10 @@ class NetworkReader:
         self._read_at_s = float("-inf")
         self._reading: asyncio.Task[None] | None = None
 
+    def knows(self, address: str) -> None:
+        """Another address of this host instead of the one that was known."""
+        self._known_address = address
+
     async def networks(self) -> Networks:
         """The last that was read; a new reading goes on beside it."""
         if self._reading is None and self._clock() - self._read_at_s >= self._kept_s:

@@ -146,6 +146,16 @@ def _dotted(hexadecimal: str) -> str:
     return socket.inet_ntoa(bytes.fromhex(hexadecimal)[:: -1 if sys.byteorder == "little" else 1])
 
 
+def is_own(address: str) -> bool:
+    """Whether this host has that IPv4 address now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trial:
+        try:
+            trial.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
 def local_address_towards(host: str) -> str:
     """Our own address on the way to ``host``. Sends nothing (a connected UDP socket)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +85,7 @@ def _of_code(text: str) -> tuple[str, ...]:
 async def seen_by_agent(
     folder: Path,
     code: JoinCode,
-    listener: socket.socket,
+    rest_port: int,
     link_port: int,
     read_facts: Callable[[], Awaitable[DeviceFacts]],
     status: Callable[[], RpcServerStatus],
@@ -101,6 +100,6 @@ async def seen_by_agent(
         facts=known,
         engine=known.engine,
         engine_is_known=True,
-        agent_ports=(listener.getsockname()[1], link_port),
+        agent_ports=(rest_port, link_port),
         serving_bytes=(server.resident_bytes or 0) if is_up else 0,
     )

@@ -38,6 +38,9 @@ NOT_LOSSES: Final = frozenset(
     {"link_process_ended", "link_process_frozen", "worker_incompatible"}
 )
 
+PARKED: Final = "device_parked"
+"""It served, and was too hot or too empty for it; so it may be again as soon as it serves again."""
+
 LACKED_MEMORY: Final = {
     "worker_out_of_memory": "its rpc-server was killed for want of memory",
     "worker_killed_by_android": "Android ended its rpc-server",
@@ -118,6 +121,8 @@ def learned(
         lesson = _with_refused_build(lesson, facts.engine if facts else None, main_engine, now_s)
     if lesson.agent_id != MAIN_HOST and is_loss(cause.code):
         lesson = _with_loss(lesson, now_s, limits)
+    elif lesson.agent_id != MAIN_HOST and cause.code == PARKED:
+        lesson = _with_rest(lesson, now_s, limits)
     return lesson
 
 
@@ -184,8 +189,7 @@ def _with_loss(lesson: Lesson, now_s: float, limits: Limits) -> Lesson:
     count = 0 if is_calm else lesson.aside_count
     if len(losses) < limits.flaps:
         return lesson.model_copy(update={"losses": losses, "aside_count": count})
-    # The exponent is bounded: a float overflows before the longest time is reached.
-    aside_s = min(limits.aside_longest_s, limits.aside_first_s * 2.0 ** min(count, 30))
+    aside_s = _aside_s(count, limits)
     times = "1 loss" if limits.flaps == 1 else f"{limits.flaps} losses"
     why = f"{times} in {duration(limits.flap_window_s)}, the last one on {_date(now_s)}"
     return _changed(
@@ -197,6 +201,26 @@ def _with_loss(lesson: Lesson, now_s: float, limits: Limits) -> Lesson:
         aside_at_s=now_s,
         aside_s=aside_s,
     )
+
+
+def _with_rest(lesson: Lesson, now_s: float, limits: Limits) -> Lesson:
+    """Set aside at once, each time for longer: else it would come, get hot, and go, for ever."""
+    count = 0 if abs(now_s - lesson.aside_at_s) > CALM_S else lesson.aside_count
+    return _changed(
+        lesson,
+        "losses",
+        f"it was parked while it served, on {_date(now_s)}",
+        aside_count=count + 1,
+        aside_at_s=now_s,
+        aside_s=_aside_s(count, limits),
+    )
+
+
+def _aside_s(count: int, limits: Limits) -> float:
+    """After so many times before. The exponent is bounded: a float overflows before the longest
+    time is reached.
+    """
+    return min(limits.aside_longest_s, limits.aside_first_s * 2.0 ** min(count, 30))
 
 
 def _changed(lesson: Lesson, topic: str, why: str, **changes: object) -> Lesson:

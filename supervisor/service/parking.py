@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from agents.errors import ProjectError
-from supervisor.core.entities import AgentId, Deployment, Device
+from supervisor.core.entities import AgentId, Cause, Deployment, Device
 from supervisor.core.explain_words import listed
 from supervisor.core.transport import warnings_of
-from supervisor.errors import DeviceParked, DeviceUnknown
+from supervisor.errors import DeviceParked, DeviceUnknown, StoreUnusable
 from supervisor.service.planning import Planner
 from supervisor.service.tools import Tools
 
@@ -70,6 +70,7 @@ class Parking:
         self._tried, self._tried_at_s = state, time.monotonic()
         names, reasons = listed([device.name for device in parked]), _reasons(parked)
         if not why:
+            await self._learn(parked)
             raise DeviceParked(f"{reasons}; launching again without {names}")
         self._warn(f"{reasons}; this goes on there, as there is no plan without {names}: {why}")
 
@@ -94,6 +95,20 @@ class Parking:
             log.info("parking.not_planned", extra={"deployment": name, "reason": str(exc)})
             return str(exc)
         return ""
+
+    async def _learn(self, parked: list[Device]) -> None:
+        """A device that gets hot whenever it serves is not taken back as soon as it has cooled."""
+        plan = self._deployment.plan
+        assert plan is not None  # it is about the devices of one
+        for device in parked:
+            why = device.facts.parked if device.facts is not None else ""
+            cause = Cause(
+                code=DeviceParked.code, sentence=why, agent_id=device.id, device=device.name
+            )
+            try:
+                await self._planner.learn(cause, plan)
+            except StoreUnusable as exc:
+                log.error("parking.lesson_lost", extra={"reason": str(exc)})
 
     def _warn(self, text: str) -> None:
         warnings = (*self._usual, *([text] if text else []))

@@ -140,6 +140,19 @@ def test_a_flapping_device_is_set_aside_for_a_growing_time(
     assert aside_left_s(after(NEW, *ages_s), NOW_S) == left_s
 
 
+def test_a_device_that_was_parked_rests_longer_each_time() -> None:
+    """Else one that is hot whenever it serves would come and go for ever."""
+    lesson, now_s = NEW, NOW_S
+    for expected_s in (60.0, 120.0, 240.0):
+        now_s += 1000
+        lesson = learned(lesson, cause("device_parked"), plan(), now_s, LIMITS)
+        assert aside_left_s(lesson, now_s) == expected_s
+        assert "parked while it served" in why_aside(lesson, now_s)
+    now_s += 2 * 86_400
+    lesson = learned(lesson, cause("device_parked"), plan(), now_s, LIMITS)
+    assert aside_left_s(lesson, now_s) == 60.0
+
+
 def test_it_grows_up_to_a_limit_and_is_forgiven_after_a_calm_day() -> None:
     lesson, at_s, lengths = NEW, NOW_S, []
     for _ in range(40):

@@ -31,6 +31,8 @@ from agents.interfaces import to_listen_at
 from agents.join import Identity, JoinCode, MainHost, keep_alive
 from agents.link_session import Stock
 from agents.networks import NetworkReader
+from agents.peer_api import peer_routes
+from agents.peer_fetch import Fetches
 from agents.power import Limits
 from agents.rest_door import RestDoor
 from agents.rpc_server import RpcServer
@@ -158,12 +160,17 @@ async def _serve(
         await _stock(options, index),
         lambda: facts.memory()[1],
     )
+    fetches = Fetches(far_end.stock, identity.client_context)
     own_doctor = Doctor(
         lambda: seen_by_agent(
             options.folder, options.code, door.port, far_end.port, read_facts, server.status
         )
     )
-    more = [*engine_routes(installer), *doctor_routes(own_doctor)]
+    more = [
+        *engine_routes(installer),
+        *doctor_routes(own_doctor),
+        *peer_routes(far_end.peers, fetches),
+    ]
 
     def rest_server() -> web.Web:
         return web.mutual_tls(
@@ -216,8 +223,7 @@ async def _serve(
         for task in (beating, linking, following, stopping):
             task.cancel()
         stop_indexing.set()
-        await own_doctor.close()
-        await installer.close()
+        await asyncio.gather(own_doctor.close(), fetches.close(), installer.close())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):
                 await asyncio.gather(*tasks, indexing, return_exceptions=True)

@@ -39,6 +39,7 @@ _STATUS = {
     errors.BadMessage.code: 422,
     errors.PublicAddressRefused.code: 422,
     errors.NoFreePort.code: 503,
+    errors.FetchUnknown.code: 404,
 }
 
 

@@ -226,6 +226,20 @@ class LinkLost(AgentError):
     retryable = True
 
 
+class PeerFailed(AgentError):
+    """Another device gave chunks that are not what their names say, or none any more."""
+
+    code = "peer_failed"
+    retryable = True
+
+
+class FetchUnknown(AgentError):
+    """A fetch of chunks from another device is not on this device, or not any more."""
+
+    code = "fetch_unknown"
+    retryable = True
+
+
 class RpcFraming(AgentError):
     """A peer claims a length that its RPC command cannot have, or speaks out of turn."""
 

@@ -20,6 +20,7 @@ from agents.free_memory import give_back
 from agents.link_frames import MEASURING, Hello, OfferedDevice, Welcome
 from agents.link_listeners import Listeners
 from agents.link_session import Admission, Session, Stock
+from agents.peer_chunks import PeerChunks
 from agents.rpc_server import RpcServer
 
 log = logging.getLogger(__name__)
@@ -63,11 +64,13 @@ class FarEnd:
         self._listeners = Listeners(listener, self._take)
         self._context = context
         self._rpc_server = rpc_server
-        self._stock = stock
+        self.stock = stock
         self._available_bytes = available_bytes
         self._unproven: OrderedDict[asyncio.Task[None], None] = OrderedDict()
         self._sessions: set[Session] = set()
         self._holder: Session | None = None
+        self.peers = PeerChunks(stock, lambda: self._holder is not None)
+        """Other devices that may read chunks here."""
 
     @property
     def port(self) -> int:
@@ -91,6 +94,7 @@ class FarEnd:
                 task.cancel()
             for session in list(self._sessions):
                 session.close(LinkLost("the agent ends"))
+            self.peers.close()
 
     def end_launch(self, reason: str) -> None:
         """Cut the link of the launch that has the device, if any."""
@@ -109,7 +113,7 @@ class FarEnd:
 
     async def _prove(self, caller: socket.socket) -> None:
         """From a socket to a session; a caller that fails gets nothing, not even a reason."""
-        session = Session(self._stock, self._admit, self._forget)
+        session = Session(self.stock, self._admit, self._forget)
         try:
             caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
@@ -128,6 +132,8 @@ class FarEnd:
             session.close(LinkLost("too many callers"))
             caller.close()
             raise
+        if self.peers.takes(session, _name_of(transport), _serial_of(transport)):
+            return
         if _name_of(transport) != SUPERVISOR_NAME or len(self._sessions) >= MOST_SESSIONS:
             session.close(LinkRefused("only the supervisor may open a link"))
             return
@@ -161,7 +167,7 @@ class FarEnd:
         if hello.launch == MEASURING:
             self._refuse_measuring()
             return Admission(0, Welcome(stores=False))
-        usage = self._stock.store.usage()
+        usage = self.stock.store.usage()
         store = Welcome(stored_chunks=usage.chunks, stores=usage.cap_bytes > 0)
         if hello.launch == 0:
             return Admission(0, store)
@@ -223,6 +229,11 @@ def _in_use(launch: int, main_host: str) -> LinkRefused:
     return LinkRefused(
         f"in use by launch {launch} of main host {main_host or 'unknown'}; stop that first"
     )
+
+
+def _serial_of(transport: asyncio.BaseTransport) -> str:
+    certificate = transport.get_extra_info("peercert") or {}
+    return str(certificate.get("serialNumber", ""))
 
 
 def _name_of(transport: asyncio.BaseTransport) -> str:

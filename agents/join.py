@@ -125,6 +125,10 @@ class Identity:
             return False
         return tls.fingerprint(self.authority.read_text()) == fingerprint
 
+    def client_context(self) -> ssl.SSLContext:
+        """For calls to others of this cluster; shows who we are."""
+        return tls.client_context(self.authority.read_text(), self.certificate, self.key)
+
     def store(self, reply: JoinReply) -> None:
         """Write everything; the key readable by us alone."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -26,6 +26,8 @@ DATA_BYTES: Final = 256 << 10
 """Of RPC bytes in one frame; more is sent as several."""
 OFFERED_CHUNKS: Final = 1024
 """In one OFFER."""
+WANTED_CHUNKS: Final = 64
+"""In one WANT, and wanted by one peer at once."""
 _JSON_BYTES: Final = 64 << 10
 _HEADER: Final = struct.Struct("<BI")
 HEADER_BYTES: Final = _HEADER.size
@@ -61,6 +63,9 @@ class Kind(IntEnum):
     STORED = 16  # far: name of a chunk that was sent as a seed, and whether it is here now
     BASE = 17  # far: handle and base address of a buffer, before the ANSWER that tells the handle
     ECHO = 18  # near: a number and bytes to be thrown away; far: the number
+    WANT = 19  # another device: names of chunks that it wants, see peer_chunks.py
+    CHUNK = 20  # far, to another device: name and bytes of a chunk
+    LACKS = 21  # far, to another device: name of a chunk that is not here
 
 
 _MOST_BYTES: Final[Mapping[int, int]] = {
@@ -82,6 +87,9 @@ _MOST_BYTES: Final[Mapping[int, int]] = {
     Kind.STORED: NAME_BYTES + 1,
     Kind.BASE: _BASE.size,
     Kind.ECHO: _U32.size + DATA_BYTES,
+    Kind.WANT: NAME_BYTES * WANTED_CHUNKS,
+    Kind.CHUNK: NAME_BYTES + CHUNK_BYTES,
+    Kind.LACKS: NAME_BYTES,
 }
 MOST_FRAME_BYTES: Final = HEADER_BYTES + max(_MOST_BYTES.values())
 
@@ -263,6 +271,13 @@ def read_seed(body: memoryview) -> tuple[ChunkName, memoryview]:
     if len(body) <= NAME_BYTES:
         raise LinkFraming(f"a SEED of {len(body)} bytes holds no chunk")
     return ChunkName(bytes(body[:NAME_BYTES])), body[NAME_BYTES:]
+
+
+def read_names(body: memoryview) -> list[ChunkName]:
+    """The names of a WANT or LACKS."""
+    if not body or len(body) % NAME_BYTES:
+        raise LinkFraming(f"{len(body)} bytes of names, no multiple of {NAME_BYTES}")
+    return [ChunkName(bytes(body[at : at + NAME_BYTES])) for at in range(0, len(body), NAME_BYTES)]
 
 
 def pack_stored(name: ChunkName, *, is_stored: bool) -> bytes:

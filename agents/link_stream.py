@@ -66,6 +66,15 @@ class LinkStream(asyncio.BufferedProtocol):
         self.sent_bytes = 0
         self.received_bytes = 0
 
+    def belong_to(
+        self,
+        on_frame: Callable[[Frame], None],
+        on_end: Callable[[ProjectError], None],
+        on_room: Callable[[], None],
+    ) -> None:
+        """From now on somebody else is told."""
+        self._on_frame, self._on_end, self._on_room = on_frame, on_end, on_room
+
     # -- sending ---------------------------------------------------------------------------
 
     def send(

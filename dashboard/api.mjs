@@ -5,7 +5,7 @@ const TIMEOUT_MS = 20_000;
 const PLAN_TIMEOUT_MS = 120_000;
 const STREAM_EVENTS = [
   "snapshot", "device", "device_removed", "deployment", "deployment_removed", "request", "traffic",
-  "engine_change",
+  "engine_change", "models", "pull", "pull_removed",
 ];
 
 export class ApiError extends Error {
@@ -50,10 +50,29 @@ async function request(method, path, body, timeout_ms = TIMEOUT_MS) {
 
 const deployment = (/** @type {string} */ id) => `/api/deployments/${encodeURIComponent(id)}`;
 const device = (/** @type {string} */ id) => `/api/devices/${encodeURIComponent(id)}`;
+const pull = (/** @type {string} */ id) => `/api/models/pulls/${encodeURIComponent(id)}`;
 const query = (/** @type {Record<string, any>} */ values) => new URLSearchParams(values);
 
 export const api = {
-  models: () => request("GET", "/api/models"),
+  /** Of this host, as they were found last, or looked for anew. */
+  models: (isAnew = false) => request("GET", `/api/models?${query({ companions: true, ...(isAnew && { max_age_s: 0 }) })}`, undefined, PLAN_TIMEOUT_MS),
+  /** `dry_run`: only say what would go. */
+  removeModel: (/** @type {string} */ path, dry_run = false) => request("DELETE", `/api/models?${query({ path, dry_run })}`, undefined, PLAN_TIMEOUT_MS),
+  fit: (/** @type {string} */ model, /** @type {number} */ ctx_tokens) => request("GET", `/api/models/fit?${query({ model, ctx_tokens })}`, undefined, PLAN_TIMEOUT_MS),
+  where: (/** @type {string} */ model) => request("GET", `/api/models/where?${query({ model })}`),
+  /** Fields of a spec that are kept for a model. */
+  modelSettings: (/** @type {string} */ model) => request("GET", `/api/models/settings?${query({ model })}`).then(([{ values }]) => values),
+  setModel: (/** @type {string} */ model, /** @type {object} */ values) => request("PUT", `/api/models/settings?${query({ model })}`, values),
+  forgetModel: (/** @type {string} */ model) => request("DELETE", `/api/models/settings?${query({ model })}`),
+  /** Server-sent events, as for `measureDevice`, here and in the next three. */
+  holdings: (/** @type {string} */ model, /** @type {AbortSignal} */ signal) => send("GET", `/api/models/holdings/stream?${query({ model })}`, undefined, signal),
+  suggest: (/** @type {string} */ q, /** @type {number} */ ctx_tokens, /** @type {AbortSignal} */ signal) =>
+    send("GET", `/api/models/suggest?${query({ q, ctx_tokens })}`, undefined, signal),
+  verifyModel: (/** @type {string} */ model, /** @type {AbortSignal} */ signal) => send("POST", `/api/models/verify?${query({ model })}`, undefined, signal),
+  pushModel: (/** @type {object} */ spec, /** @type {AbortSignal} */ signal) => send("POST", "/api/models/push", spec, signal),
+  pull: (/** @type {string} */ reference) => request("POST", "/api/models/pulls", { reference }, PLAN_TIMEOUT_MS),
+  changePull: (/** @type {string} */ id, /** @type {"pause" | "resume"} */ change) => request("POST", `${pull(id)}/${change}`),
+  removePull: (/** @type {string} */ id) => request("DELETE", pull(id)),
   search: (/** @type {string} */ q) => request("GET", `/api/models/search?${query({ q })}`, undefined, PLAN_TIMEOUT_MS),
   repo: (/** @type {string} */ repo) => request("GET", `/api/models/repo?${query({ repo })}`, undefined, PLAN_TIMEOUT_MS),
   /** `replaces`: the deployment that is edited, whose own devices count as free. */

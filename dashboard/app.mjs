@@ -17,6 +17,7 @@ import { devices } from "./devices/index.mjs";
 import { patch } from "./dom.mjs";
 import { frameActions, frameView, titleOf } from "./frame.mjs";
 import { launch } from "./launch/index.mjs";
+import { models } from "./models/index.mjs";
 import { records } from "./records/index.mjs";
 import { address, parseRoute } from "./routes.mjs";
 import { settings } from "./settings/index.mjs";
@@ -28,7 +29,7 @@ const COPIED_MS = 2000;
 const QUIET_MS = 20_000; // without an event; a look then shows whether the connection is alive
 
 /** In the order of the navigation. @type {View[]} */
-const views = [devices, launch, deployments, chat, records, settings];
+const views = [devices, models, launch, deployments, chat, records, settings];
 const reduce = reducer(views);
 const root = /** @type {HTMLElement} */ (document.getElementById("page"));
 
@@ -120,6 +121,7 @@ function connect() {
 /** @param {string} type @param {any} data */
 function onEvent(type, data) {
   heard_ms = Date.now();
+  if (type === "models") return void loadModels(); // only that they changed
   dispatch(type, data);
   if (type !== "snapshot") return;
   lookWho();

@@ -11,6 +11,7 @@ import { ask } from "./state.mjs";
 /** @type {Record<string, string>} */
 const ICONS = {
   devices: "M3 5h13v9H3zM7 18h5M19 9h2v10h-5v-2",
+  models: "M12 3l8 4.5v9L12 21l-8-4.5v-9zM4 7.5l8 4.5 8-4.5M12 12v9",
   launch: "M7 4.5v15l12-7.5z",
   deployments: "M12 3l9 5-9 5-9-5zM3 12.5l9 5 9-5M3 17l9 5 9-5",
   chat: "M4 5h16v11H11l-4 4v-4H4z",
@@ -30,7 +31,10 @@ export function frameView(state, now_ms, views) {
       h("header", { class: "top" },
         h("h1", null, h("img", { src: "/assets/icon.svg", alt: "", width: 24, height: 24 }), "Supervisor"),
         !isSignedOut && host && h("p", { class: "host" }, h("span", { class: "hidden-text" }, "Main host "), host.main_host),
-        badge(connection, connection.replace("_", " "))),
+        badge(connection, connection.replace("_", " ")),
+        // Where the bar below has no room for seven.
+        !isSignedOut && h("a", { class: "top-settings", href: address("settings"), "aria-current": view.name === "settings" && "page" },
+          icon(ICONS.settings), h("span", { class: "hidden-text" }, "Settings"))),
       !isSignedOut && navigation(state, views)),
     h("section", { class: "banners", "aria-label": "Notices" }, banner(state, now_ms)),
     h("p", { class: "hidden-text", role: "status" }, state.announcement),

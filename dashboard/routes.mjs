@@ -3,7 +3,7 @@
 /** @import { Route } from "./types.mjs" */
 
 /** The first view is the one that an unknown address shows. */
-export const VIEWS = ["devices", "launch", "deployments", "chat", "records", "settings"];
+export const VIEWS = ["devices", "models", "launch", "deployments", "chat", "records", "settings"];
 
 /** `#/records/12/14` is the view `records` with the parts `12` and `14`. @param {string} hash @returns {Route} */
 export function parseRoute(hash) {

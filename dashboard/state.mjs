@@ -23,6 +23,7 @@ const START = {
   traffic: {},
   requests: [],
   models: [],
+  pulls: {},
   asks: {},
   copied: "",
   announcement: "",
@@ -49,7 +50,7 @@ export function reducer(views) {
 /** @type {Record<string, (state: State, data: any, at_ms: number) => State>} */
 const HANDLERS = {
   // From the stream. A row before the first snapshot has no place yet; the snapshot brings it.
-  snapshot(state, { devices = [], deployments = [], traffic = [], requests = [], ...host }, at_ms) {
+  snapshot(state, { devices = [], deployments = [], traffic = [], requests = [], pulls = [], ...host }, at_ms) {
     const server_ms = Date.parse(host.time ?? "") || at_ms;
     return {
       ...state,
@@ -62,6 +63,7 @@ const HANDLERS = {
       deployments: byId(deployments),
       traffic: Object.fromEntries(traffic.map((/** @type {any} */ row) => [row.deployment, row])),
       requests,
+      pulls: byId(pulls),
       announcement: state.connection === "disconnected" ? "Connected again." : state.announcement,
     };
   },
@@ -118,6 +120,17 @@ const HANDLERS = {
   traffic(state, row) {
     return state.host && row.deployment ? { ...state, traffic: { ...state.traffic, [row.deployment]: row } } : state;
   },
+  pull(state, pull) {
+    if (!state.host || !isRow(pull)) return state;
+    const isNews = state.pulls[pull.id]?.state !== pull.state && ["done", "failed"].includes(pull.state);
+    const words = pull.state === "done" ? "is on this host" : "could not be fetched";
+    return {
+      ...state,
+      pulls: { ...state.pulls, [pull.id]: pull },
+      announcement: isNews ? `${pull.reference} ${words}.` : state.announcement,
+    };
+  },
+  pull_removed: (state, { id }) => ({ ...state, pulls: without(state.pulls, id) }),
 
   // From the connection.
   heard: (state, _, at_ms) => ({ ...state, updated_ms: at_ms + state.skew_ms }),

@@ -62,12 +62,31 @@
  *   port: number | null, retry_at: string, plan: Plan | null, loads: WorkerLoad[],
  *   links: Link[], timeline: Milestone[], tokens_per_second: number | null,
  *   generated_tokens: number | null, generated_s: number | null, cause: Cause | null,
- *   warnings: string[], slow: string, token_time?: TokenTime | null}} Deployment
+ *   warnings: string[], slow: string, token_time?: TokenTime | null, pull?: Pull | null}} Deployment
  *
  * @typedef {{version: string, main_host: string, url: string, time: string, engine: Engine, problem: string,
- *   devices: Device[], deployments: Deployment[], traffic: Traffic[], requests: RequestRecord[]}} Snapshot
+ *   devices: Device[], deployments: Deployment[], traffic: Traffic[], requests: RequestRecord[],
+ *   pulls?: Pull[]}} Snapshot
  * @typedef {{caller: string, scopes: string[], is_keyless: boolean}} Who
- * @typedef {{path: string, name: string, size_bytes: number}} Model
+ * @typedef {{path: string, name: string, source?: string, reference?: string, architecture?: string, parameters?: number | null,
+ *   quantisation?: string, size_bytes: number, ctx_train_tokens?: number | null, parts?: string[], changed_at?: number,
+ *   is_companion?: boolean, projector?: string, is_read?: boolean, problem?: string, problem_code?: string, remedy?: string,
+ *   warning?: string, also?: string[]}} Model
+ * @typedef {{ctx_tokens: number, fits: boolean, tokens_per_s: number | null, devices: string[], reason: string,
+ *   kv_type?: string, missing_bytes?: number | null, smaller_ctx_tokens?: number | null}} Fit
+ * @typedef {{reference: string, repo: string, label: string, size_bytes: number, fit: Fit, is_recommended: boolean, reason: string,
+ *   licence?: string, about?: string}} Suggestion
+ * @typedef {{suggestions: Suggestion[], words: string, notes?: string[]}} Suggestions
+ * @typedef {{repo: string, downloads: number, likes: number, updated_at: string, is_gated: boolean}} FoundRepo
+ * @typedef {{id: string, reference: string, repo: string, label: string, files: number,
+ *   state: "queued" | "fetching" | "paused" | "checking" | "done" | "failed", done_bytes: number, total_bytes: number,
+ *   bytes_per_s: number, eta_s: number | null, path: string, error_code: string, detail: string, deployments: string[]}} Pull
+ * @typedef {{device: string, is_known: boolean, held_bytes: number, total_bytes: number, needed_bytes: number,
+ *   needed_held_bytes: number, plan_problem: string}} Holding `needed`: by a launch now
+ * @typedef {{device: string, state: string, total_bytes: number, done_bytes: number, sent_bytes: number, bytes_per_s: number,
+ *   eta_s: number | null}} Push
+ * @typedef {{deletes: string[], keeps: string[], freed_bytes: number, deployments: string[]}} Removal what goes
+ * @typedef {{parts: {path: string, size_bytes: number, disk_bytes: number, content: string}[], also: string[]}} ModelWhere
  * @typedef {{platform: string, command: string, qr: string}} JoinLine
  * @typedef {{code: string, expires_at: string, lines: JoinLine[]}} JoinCode
  * @typedef {{id: number, at: string, kind: string, subject: string, change: string, launch_id: number | null,
@@ -94,7 +113,7 @@
  *   route: Route,
  *   updated_ms: number,
  *   skew_ms: number,
- *   host: Omit<Snapshot, "devices" | "deployments" | "traffic" | "requests"> | null,
+ *   host: Omit<Snapshot, "devices" | "deployments" | "traffic" | "requests" | "pulls"> | null,
  *   who: Who | null,
  *   devices: Record<string, Device>,
  *   heard_ms: Record<string, number>,
@@ -102,6 +121,7 @@
  *   traffic: Record<string, Traffic>,
  *   requests: RequestRecord[],
  *   models: Model[],
+ *   pulls: Record<string, Pull>,
  *   asks: Record<string, Ask>,
  *   copied: string,
  *   announcement: string,

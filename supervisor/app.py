@@ -20,10 +20,16 @@ from agents.rpc_protocol import probe
 from supervisor import files
 from supervisor.adapters.agent_client import AgentClient
 from supervisor.adapters.authority import Authority
+from supervisor.adapters.catalogue_file import read_catalogue
 from supervisor.adapters.device_files import DeviceFiles
 from supervisor.adapters.device_greeting import DeviceGreeter
+from supervisor.adapters.engine_architectures import EngineArchitectures
 from supervisor.adapters.engine_http import EngineHttp
 from supervisor.adapters.engine_shelf import EngineShelf
+from supervisor.adapters.header_store import HeaderStore
+from supervisor.adapters.held_probe import HeldProbe
+from supervisor.adapters.hub_etags import etags_of
+from supervisor.adapters.hub_repo import RepoHeaders
 from supervisor.adapters.hub_search import HubSearch
 from supervisor.adapters.link_probe import LinkProbe
 from supervisor.adapters.link_process import LinkProcesses
@@ -34,7 +40,11 @@ from supervisor.adapters.llama_server import (
 )
 from supervisor.adapters.local_agent import LocalAgent
 from supervisor.adapters.memory_oracle import MemoryOracle
-from supervisor.adapters.models import list_models, read_any_model, read_model
+from supervisor.adapters.model_checks import ModelChecks
+from supervisor.adapters.model_places import Place, places
+from supervisor.adapters.model_removal import places_of, removed
+from supervisor.adapters.model_scanner import ModelScanner
+from supervisor.adapters.option_files import read_files
 from supervisor.adapters.release_site import TOKEN_VARIABLE, ReleaseSite
 from supervisor.adapters.store import Store
 from supervisor.adapters.wire_probe import WireProbe
@@ -48,6 +58,8 @@ from supervisor.api.views import Platform
 from supervisor.api.web import create_app
 from supervisor.core.lifecycle import State
 from supervisor.errors import SupervisorRunning
+from supervisor.fetching.cached import HubFiles, launch_reader
+from supervisor.fetching.processes import FetchProcesses
 from supervisor.listening import Addresses, listen
 from supervisor.service.device_engines import DeviceEngines
 from supervisor.service.doctoring import Doctoring
@@ -56,20 +68,27 @@ from supervisor.service.engine_change import EngineChanger
 from supervisor.service.engine_installing import EngineInstaller
 from supervisor.service.engine_supply import EngineSupply
 from supervisor.service.events import EventBus
+from supervisor.service.fitting import Fitter, listed
 from supervisor.service.gateway import Gateway
+from supervisor.service.holdings import Holdings
 from supervisor.service.idle_measuring import IdleMeasurer
 from supervisor.service.journal import Journal
 from supervisor.service.keyring import KeyRing
-from supervisor.service.main_engine import flags_of, found_engines, remember_first
+from supervisor.service.library import Library
+from supervisor.service.main_engine import found_engines, help_of, remember_first
 from supervisor.service.measuring import Measurer
+from supervisor.service.model_upkeep import ModelUpkeep
 from supervisor.service.on_demand import OnDemand
 from supervisor.service.own_log import OwnLog
+from supervisor.service.pulls import Pulls
 from supervisor.service.pushing import Pusher
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
 from supervisor.service.reporting import Reporter
 from supervisor.service.request_log import REQUEST, RequestLog
 from supervisor.service.sessions import Sessions
+from supervisor.service.spreading import Spreader
+from supervisor.service.suggesting import Suggester
 from supervisor.service.tidying import Tidier
 from supervisor.service.tools import Identity, MainHost, Tools
 from supervisor.service.wire_measuring import WireMeasurer
@@ -155,7 +174,7 @@ async def _run(
     works = [services.registry.watch_silence(), idle.run(), parts.journal.run()]
     works += [wires.run(), doubts.run(), Tidier(services.registry).run(), services.keyring.run()]
     works += [services.request_log.run(), services.metrics.run(), parts.supply.run()]
-    works += [services.gateway.run(services.bus)]
+    works += [services.gateway.run(services.bus), services.library.run()]
     others = [asyncio.create_task(work) for work in works]
     if settings.local_agent:
         own = LocalAgent(
@@ -167,7 +186,7 @@ async def _run(
         )
         others.append(asyncio.create_task(own.run()))
     try:
-        await services.reconciler.restore(services.engine_changer.recover())
+        await _go_on(services)
         # Loopback, not ``url``: from any other address, our own included, the key is needed.
         _write_run_file(folder, addresses.local_url)
         started = {"url": addresses.url, "agents_at": ", ".join(addresses.agents_endpoints)}
@@ -176,8 +195,7 @@ async def _run(
         await _until_stopped(stop, [*serving, *others])
     finally:
         services.gateway.begin_to_end()
-        await services.engine_changer.close()
-        await services.reconciler.close()
+        await _end_work(services)
         (folder / RUN_FILE).unlink(missing_ok=True)
         services.bus.close()
         await services.doctoring.close()
@@ -223,12 +241,20 @@ async def _compose(
     )
     links.prepare()
     engine_key = load_or_make_engine_key(main_host.key_file)
+    cached = HubFiles()
+    pulls = Pulls(folder, cached, FetchProcesses(folder, main_host.boot_id, inherited), bus)
+    read_to_launch = launch_reader(pulls.local, cached.find, folder / "cache")
+    library = Library(_scanner(settings, folder, main_host), bus)
     tools = Tools(
         settings=settings,
         registry=registry,
         store=store,
-        read_model=read_model,
-        read_any_model=lambda text: read_any_model(text, folder / "cache"),
+        read_model=library.reading(read_to_launch),
+        read_any_model=library.reading(read_to_launch),
+        name_model=library.named,
+        projector_of=library.projector_of,
+        names_of=library.names_of,
+        fetch_model=pulls.file_for,
         estimate_memory=MemoryOracle(lambda: main_host.engine, inherited),
         host_available_bytes=lambda: facts.memory()[1],
         probe=probe,
@@ -243,10 +269,13 @@ async def _compose(
         main_host=main_host,
         journal=journal,
         reaches=LinkProbe(context),
+        held=HeldProbe(context),
         own_networks=own_networks,
         engine_key=engine_key,
+        read_option_files=read_files,
     )
     reconciler = Reconciler(tools, bus)
+    spreader = Spreader(tools)
     own_log = OwnLog()
     own_log.install()
     key = load_or_make_key(folder)
@@ -260,15 +289,12 @@ async def _compose(
     request_log.on_note.append(metrics.note)
     request_log.on_note.append(lambda record: bus.publish(REQUEST, record.model_dump(mode="json")))
 
-    def models() -> list[dict[str, object]]:
-        return list_models([*settings.model_folders, Path.home() / "models"])
-
     gateway = Gateway(
         settings,
         reconciler,
         EngineHttp(tools.engine_key),
         keyring,
-        OnDemand(settings, reconciler, models),
+        OnDemand(settings, reconciler, library.known_name),
         request_log.note,
     )
     shelf = EngineShelf(folder, inherited)
@@ -280,12 +306,22 @@ async def _compose(
         registry=registry,
         reconciler=reconciler,
         measurer=Measurer(tools, bus),
-        pusher=Pusher(tools, reconciler.planner),
+        pusher=Pusher(tools, reconciler.planner, spreader),
+        holdings=Holdings(tools, reconciler.planner, spreader),
+        pulls=pulls,
         launches=journal,
         bus=bus,
         main_host=main_host,
         engines=tuple(engines),
-        list_models=models,
+        library=library,
+        upkeep=ModelUpkeep(
+            library,
+            reconciler.all,
+            removed,
+            ModelChecks(etags_of),
+            places_of,
+            lambda: [(place.source, place.path) for place in _places(settings, main_host)],
+        ),
         join_endpoints=addresses.agents_endpoints,
         fingerprint=authority.fingerprint,
         server_pin=authority.server_pin(),
@@ -298,6 +334,12 @@ async def _compose(
         request_log=request_log,
         gateway=gateway,
         metrics=metrics,
+        suggester=Suggester(
+            Fitter(tools, reconciler.planner, listed(library.known_name)),
+            RepoHeaders(folder / "cache"),
+            read_catalogue,
+            folder / "cache",
+        ),
         doctoring=Doctoring(
             tools,
             DeviceGreeter(context),
@@ -335,6 +377,35 @@ async def _compose(
     return _Parts(services, journal, context, links, supply, servers)
 
 
+def _places(settings: Settings, main_host: MainHost) -> tuple[Place, ...]:
+    return places(main_host.inherited, Path.home(), settings.model_folders)
+
+
+def _scanner(settings: Settings, folder: Path, main_host: MainHost) -> ModelScanner:
+    """What looks at the models of this host, for the engine that it has at the moment."""
+    architectures = EngineArchitectures()
+
+    def knows(architecture: str) -> bool | None:
+        program = main_host.engine.llama_server if main_host.engine else ""
+        return architectures.knows(program, architecture)
+
+    headers = HeaderStore(folder / "library.json")
+    return ModelScanner(lambda: _places(settings, main_host), headers, knows)
+
+
+async def _go_on(services: Services) -> None:
+    """With what was wanted before we were stopped or killed."""
+    await services.pulls.restore()
+    await services.reconciler.restore(services.engine_changer.recover())
+
+
+async def _end_work(services: Services) -> None:
+    """Pulls before the deployments that wait for them, which would pause them."""
+    await services.engine_changer.close()
+    await services.pulls.close()
+    await services.reconciler.close()
+
+
 async def _until_stopped(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
     """Wait for a stop signal; a part that ends by itself is a bug and is raised."""
     stopping = asyncio.create_task(stop.wait())
@@ -350,19 +421,21 @@ async def _main_host(
 ) -> MainHost:
     usable = [found for found in engines if found.llama_server and not found.problem]
     chosen = next(iter(usable), next(iter(engines), None))
-    known = await flags_of(chosen, inherited)
+    help_text = await help_of(chosen, inherited)
     remember_first(chosen, folder)
     (folder / "empty-config").mkdir(exist_ok=True)
-    return MainHost(
+    host = MainHost(
         name=facts.device_name(),
         boot_id=facts.boot_id(),
         platform=facts.platform_name(),
         cores=facts.usable_cores(),
         engine=chosen,
-        known_flags=known,
+        known_flags=frozenset(),
         inherited=inherited,
         folder=folder,
     )
+    host.take(chosen, help_text)
+    return host
 
 
 def _is_launching(services: Services) -> bool:

@@ -42,6 +42,12 @@ class ModelForbidden(InputError):
     code = "model_forbidden"
 
 
+class PullUnknown(InputError):
+    """No pull of that id exists."""
+
+    code = "pull_unknown"
+
+
 class ReleaseUnknown(InputError):
     """The release site knows no such build, or it holds nothing for a platform."""
 
@@ -88,6 +94,18 @@ class BadRequest(InputError):
     """The request cannot be read."""
 
     code = "bad_request"
+
+
+class EngineOptionRefused(InputError):
+    """An option for llama-server that does not exist, is not the operator's, or has no such value."""
+
+    code = "engine_option_refused"
+
+
+class OptionFileUnusable(InputError):
+    """A file that an option for llama-server names is missing, or of another kind."""
+
+    code = "option_file_unusable"
 
 
 class KeyRequired(InputError):
@@ -551,6 +569,18 @@ class WaitedTooLong(StateError):
         self.retry_after_s = retry_after_s
 
 
+class ModelInUse(StateError):
+    """A model is to be deleted that a deployment runs."""
+
+    code = "model_in_use"
+
+
+class ModelKeptElsewhere(StateError):
+    """A model is to be deleted that another tool keeps, which would miss it."""
+
+    code = "model_kept_elsewhere"
+
+
 class ApiKeyExists(StateError):
     """A key of that name exists already."""
 
@@ -585,6 +615,33 @@ class StoreUnusable(StateError):
 
 class IllegalTransition(Exception):
     """A bug of ours, never an expected outcome; nothing catches it."""
+
+
+class ModelDigestWrong(PeerError):
+    """A file came with other bytes than the hub says it has. It was thrown away."""
+
+    code = "model_digest_wrong"
+    retryable = True
+
+
+class PullFailed(PeerError):
+    """A model that a deployment waits for could not be fetched.
+
+    ``code`` becomes that of the cause, so that it is not lost on the way.
+    """
+
+    code = "pull_failed"
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class PullEnded(StateError):
+    """What fetched a model was ended again and again, or its pull was removed."""
+
+    code = "pull_ended"
+    retryable = True
 
 
 class ReleaseSiteUnreachable(PeerError):

@@ -5,8 +5,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from agents.chunks import ChunkName
 from agents.contract import (
     DeviceFacts,
     EngineFacts,
@@ -20,6 +21,7 @@ from agents.contract import (
     RpcServerSpec,
     RpcServerStatus,
 )
+from agents.peer_messages import FetchOrder, FetchStatus, PeerGrant
 from agents.process import Running
 from agents.rpc_protocol import ProbeResult, Triple
 from supervisor.core.engine_builds import Asset, Release, StoredArchive
@@ -34,16 +36,18 @@ from supervisor.core.entities import (
     LaunchRecord,
     ModelFacts,
     Plan,
+    PullView,
 )
 from supervisor.core.keys import ApiKey
 from supervisor.core.lessons import Lesson
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
+from supervisor.core.model_settings import ModelSettings
 from supervisor.core.model_shape import ModelShape
 from supervisor.core.request_record import RequestRecord
 from supervisor.core.seeding import FileTensor
 from supervisor.core.slots import SlotState
 from supervisor.core.wires import Measured, Pair
-from supervisor.link.job import LinkJob, LinkStats
+from supervisor.link.job import LinkJob, LinkStats, WorkerJob
 
 
 class AgentPort(Protocol):
@@ -85,6 +89,34 @@ class AgentPort(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class PeerPort(Protocol):
+    """An agent that gives chunks to other devices, and gets them from there.
+
+    Every method raises ``AgentUnreachable`` or ``AgentRefused``.
+    """
+
+    async def grant(self, grant: PeerGrant) -> None:
+        """Another device may read there now, or no longer."""
+        ...
+
+    async def fetch(self, order: FetchOrder) -> FetchStatus:
+        """Begin to get chunks from another device, or add to what is ordered."""
+        ...
+
+    async def fetch_status(self, fetch_id: str) -> FetchStatus: ...
+
+    async def end_fetch(self, fetch_id: str) -> FetchStatus: ...
+
+
+class HeldQuestion(Protocol):
+    """Asks a device which of these chunks it holds; raises ``ProjectError``."""
+
+    async def __call__(
+        self, job: LinkJob, worker: WorkerJob, chunks: Sequence[tuple[ChunkName, int]]
+    ) -> set[ChunkName]: ...
 
 
 class Shelf(Protocol):
@@ -178,11 +210,27 @@ class Model:
     """A sparse file in place of one that is not here; the engine can plan with it, not run it."""
     tensors: tuple[FileTensor, ...] = ()
     """Where they are on this host, if they are."""
+    is_estimate: bool = False
+    """Its shape was made up from its parameters; there is no file, nor a stand-in."""
 
     @property
     def file(self) -> Path:
         """What the engine can plan with."""
         return self.stand_in or Path(self.facts.path)
+
+
+class ModelFetcher(Protocol):
+    """Brings a model of the hub to this host."""
+
+    async def __call__(
+        self, deployment: str, reference: str, tell: Callable[[PullView], None]
+    ) -> Path:
+        """Wait until it is there; returns the path of its first file.
+
+        Raises:
+            ProjectError: It cannot be had; says why, and what to do.
+        """
+        ...
 
 
 class ModelReader(Protocol):
@@ -264,6 +312,21 @@ class Links(Protocol):
         ...
 
     async def stop(self) -> None: ...
+
+
+@runtime_checkable
+class LendingLinks(Protocol):
+    """Links that push, and leave out what other devices bring."""
+
+    async def lend(
+        self, agent_id: AgentId, names: Sequence[ChunkName]
+    ) -> tuple[ChunkName, ...]: ...
+
+    def settle(
+        self, agent_id: AgentId, arrived: Mapping[ChunkName, int], back: Iterable[ChunkName]
+    ) -> None: ...
+
+    def stored(self) -> Mapping[AgentId, Sequence[ChunkName]]: ...
 
 
 class LinkStarter(Protocol):
@@ -417,6 +480,12 @@ class StorePort(Protocol):
     def device_measurements(self) -> list[DeviceMeasured]: ...
 
     def link_measurements(self) -> list[LinkMeasured]: ...
+
+    def save_model_settings(self, settings: ModelSettings) -> None: ...
+
+    def model_settings(self) -> list[ModelSettings]: ...
+
+    def delete_model_settings(self, model: str) -> None: ...
 
     def save_lesson(self, lesson: Lesson) -> None: ...
 

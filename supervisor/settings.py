@@ -104,6 +104,10 @@ class Settings(FrozenModel):
     link_silence_s: Seconds = Field(
         5.0, ge=0.5, le=600, description="a worker this silent is lost, if three round trips"
     )
+    spread_peers: bool = Field(True, description="devices may give each other weights")
+    spread_limit_mib_s: float = Field(
+        0.0, ge=0, description="MiB/s that the main host, or a device, sends for pushes; 0: any"
+    )
     link_window_mib: int = Field(64, ge=4, le=256, description="memory of a link, per end")
     verify_s: Seconds = Field(5.0, gt=0, description="for one probe from the main host")
     connect_s: Seconds = Field(90.0, gt=0, description="for llama-server to open its port")
@@ -124,7 +128,7 @@ class Settings(FrozenModel):
     body_limit_mib: int = Field(64, ge=1, le=4096, description="the largest request")
     bodies_limit_mib: int = Field(256, ge=1, description="all requests together")
     on_demand_models: bool = Field(
-        False, description="a request may launch any model of the model folders"
+        False, description="a request may launch any model that 'supervisor models' lists"
     )
     on_demand_ttl_s: Seconds = Field(
         900.0, gt=0, description="and without requests for this long it is stopped again"

@@ -21,6 +21,7 @@ const MEANINGS = {
 /** Of a launch: name, label, what happens, the milestone that ends it. */
 const PHASES = [
   ["plan", "Plan", "Placing the layers.", "planned"],
+  ["fetch", "Fetch", "Fetching the model from the hub.", "fetched"],
   ["workers", "Workers", "Starting the workers.", "workers ready"],
   ["verify", "Verify", "Checking every worker from the main host.", "verified"],
   ["connect", "Connect", "llama-server connects to its workers.", "connected"],
@@ -141,10 +142,12 @@ function nowWords(deployment) {
  * The phases of the present launch, with seconds so far for those that began.
  * @param {Deployment} deployment @param {number} now_ms
  */
-export function phases({ state, phase, plan, timeline, since }, now_ms) {
+export function phases({ state, phase, plan, timeline, since, pull }, now_ms) {
   const isAlone = plan !== null && plan.shards.length === 0;
-  const list = PHASES.filter(([name]) => !isAlone || (name !== "workers" && name !== "verify"));
-  const current = state === "starting" ? list.findIndex(([name]) => name === phase.replaceAll("_", " ")) : 0;
+  const left = [!pull && "fetch", isAlone && "workers", isAlone && "verify"];
+  const list = PHASES.filter(([name]) => !left.includes(name));
+  const now = state === "starting" ? phase.replaceAll("_", " ") : state === "fetching" && pull ? "fetch" : list[0][0];
+  const current = list.findIndex(([name]) => name === now);
   // A launch enters "starting" at its first milestone; `since` tells when that was.
   const begun_s = (timeline.at(-1)?.at_s ?? 0) - (timeline[0]?.at_s ?? 0);
   const running_s = Math.max(0, (secondsSince(since, now_ms) ?? 0) - (state === "starting" ? begun_s : 0));

@@ -1,12 +1,13 @@
 // @ts-check
 // Deployments: all of them as a list, and one of them from what was asked to what runs and why.
-/** @import { Deployment, Device, Plan, RequestRecord, State } from "../types.mjs" */
+/** @import { Deployment, Device, Plan, Pull, RequestRecord, State } from "../types.mjs" */
 /** @import { Own } from "./state.mjs" */
 
 import { h, memo } from "../dom.mjs";
 import { bytes, deploymentName, duration, plural, secondsSince, speed } from "../format.mjs";
 import { badge, copyable, errorText, tone, viewHead } from "../parts.mjs";
 import { planView } from "../plan_view.mjs";
+import { pullBar, pullProblem, pullTitle } from "../pull_view.mjs";
 import { address } from "../routes.mjs";
 import { ask } from "../state.mjs";
 import * as facts from "./facts.mjs";
@@ -71,7 +72,7 @@ function deploymentView(deployment, state, now_ms) {
     headView(deployment, state, now_ms, told !== null),
     told && storyView(told, state.traffic[id]),
     facts.isLaunching(deployment) && h("section", { key: "starting", class: "card", "aria-label": "This launch" },
-      stepsView(deployment, now_ms), deployment.loads.length > 0 && loadsView(deployment), waiting(state, id)),
+      stepsView(deployment, now_ms), deployment.state === "fetching" && deployment.pull && pullView(deployment.pull), deployment.loads.length > 0 && loadsView(deployment), waiting(state, id)),
     isServing && runningView(deployment, own.history[id]?.readings ?? [], requests, state.traffic[id]),
     h("div", { key: "about", class: "pair" },
       plan && h("div", { key: "plan", class: "stack" },
@@ -94,6 +95,11 @@ const planCard = (plan, devices) => h("div", { class: "card deployment-plan" },
   h("h3", null, "Plan"),
   planView(plan, { devices, isCompact: true }),
   h("details", null, h("summary", null, "Memory, reasons, and what was left out"), planView(plan, { devices })));
+
+/** What it waits for. @param {Pull} pull */
+const pullView = (pull) => h("div", { key: "pull" },
+  h("p", { class: "row" }, h("strong", null, pullTitle(pull)), h("a", { href: address("models") }, pull.state === "paused" ? "Paused: go on in Models" : "All pulls")),
+  pullBar(pull), pullProblem(pull));
 
 /** @param {State} state @param {string} id */
 function waiting({ traffic }, id) {

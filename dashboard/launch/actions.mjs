@@ -4,16 +4,15 @@
 
 import { ApiError } from "../api.mjs";
 import { speed } from "../format.mjs";
-import { contextSteps, nearestStep, specOf } from "./spec.mjs";
+import { searching } from "../hub.mjs";
+import { BLANK, contextSteps, formOf, nearestStep, specOf } from "./spec.mjs";
 import { standing } from "./state.mjs";
 
 const DEBOUNCE_MS = 250;
-const SEARCH_DEBOUNCE_MS = 400;
 const TEXTS = ["ctx", "slots", "kv_type", "goal", "name", "order", "split", "ubatch", "ttl", "aliases"];
 
 let asked = 0; // serial of the wish that was asked for last
 let planTimer = 0;
-let searchTimer = 0;
 let asking = new AbortController();
 
 /**
@@ -48,16 +47,16 @@ async function askPlan(page, serial, answer) {
   }
 }
 
-/** @param {Page} page @param {string} text */
-async function search(page, text) {
-  const answer = await page.ask("launch/hub", page.api.search(text));
-  if (answer) page.dispatch("launch/found", { text, repos: answer.value });
-}
+const searchSoon = searching("launch");
 
-/** @param {Page} page @param {string} text */
-function searchSoon(page, text) {
-  clearTimeout(searchTimer);
-  if (text) searchTimer = setTimeout(search, SEARCH_DEBOUNCE_MS, page, text);
+/** Begin with what was set for the model, if anything was. @param {Page} page @param {string} model @param {object} [form] else */
+export async function useSettings(page, model, form) {
+  const answer = await page.ask(`settings ${model}`, page.api.modelSettings(model));
+  const values = answer?.value ?? {};
+  const { form: now, editing } = page.state().views.launch;
+  if (now.model !== model || editing || !(Object.keys(values).length || form)) return;
+  const set = formOf(/** @type {any} */ ({ ...specOf({ ...BLANK, ...form, model }).spec, ...values }));
+  page.dispatch("launch/set", { form: set });
 }
 
 /** @type {Record<string, (page: Page, element: any, data: DOMStringMap, event: any) => unknown>} */
@@ -72,10 +71,15 @@ export const actions = {
   },
   "launch/set": (page, _, { form = "{}" }) => page.dispatch("launch/set", { form: JSON.parse(form) }),
   "launch/device": (page, _, { name, id }) => page.dispatch("launch/device", { name, id }),
-  "launch/pick": (page, _, { model }) => page.dispatch("launch/pick", { model }),
+  "launch/pick"(page, _, { model = "" }) {
+    page.dispatch("launch/pick", { model });
+    return useSettings(page, model);
+  },
   "launch/path"(page, form) {
     const model = form.elements.path.value.trim();
-    if (model) page.dispatch("launch/pick", { model });
+    if (!model) return;
+    page.dispatch("launch/pick", { model });
+    return useSettings(page, model);
   },
   "launch/picker"(page, _, { picker, text }) {
     page.dispatch("launch/picker", { picker, text });
@@ -92,7 +96,7 @@ export const actions = {
     if (answer) page.dispatch("launch/files", { repo, files: answer.value.files });
   },
   async "launch/models"(page) {
-    const answer = await page.ask("models", page.api.models());
+    const answer = await page.ask("models", page.api.models(true));
     if (answer) page.dispatch("models", { models: answer.value });
   },
   "launch/look": () => document.querySelector(".launch-answer > .stack")?.scrollIntoView({ behavior: "smooth" }),

@@ -4,7 +4,8 @@
 /** @import { Own } from "./state.mjs" */
 
 import { h, memo } from "../dom.mjs";
-import { age, bytes, plural, secondsSince } from "../format.mjs";
+import { bytes, plural } from "../format.mjs";
+import { option, reposView, searchField } from "../hub.mjs";
 import { errorText } from "../parts.mjs";
 import { ask } from "../state.mjs";
 import { isOnHub, modelsHere } from "./spec.mjs";
@@ -44,20 +45,6 @@ export function pickerView(state, own) {
     h("div", { key: `${picker} ${picker_no}`, class: "stack" }, panes[picker](state, own)));
 }
 
-/** @param {string} id @param {string} label @param {string} action @param {string} value @param {string} placeholder */
-const searchField = (id, label, action, value, placeholder) => [
-  h("label", { for: id, class: "hidden-text" }, label),
-  h("input", { id, type: "search", "data-input": action, value, placeholder, autocomplete: "off", spellcheck: "false" }),
-];
-
-/**
- * One row of a list to choose from.
- * @param {string} action @param {Record<string, string>} data @param {string} title @param {string} figure @param {string} [note]
- */
-const option = (action, data, title, figure, note) => h("li", { key: Object.values(data).join() },
-  h("button", { type: "button", class: "launch-option", "data-action": action, ...data },
-    h("span", null, title, note && h("small", null, note)), h("span", { class: "figure" }, figure)));
-
 /** @param {State} state @param {Own} own */
 function hereView(state, { filter }) {
   const models = modelsHere(state.models, state.deployments);
@@ -81,19 +68,8 @@ function hubView(state, { hub: { text, repos, repo, files } }) {
     searchField("launch-hub", "Search the hub", "launch/hub", text, "Such as gemma 3 4b"),
     errorText(state, "launch/hub"),
     ask(state, "launch/hub").busy && h("p", { class: "hint" }, "Asking the hub…"),
-    repo ? repoView(repo, files) : repos && reposView(repos, state.updated_ms),
+    repo ? repoView(repo, files) : repos && reposView(repos, "launch/repo", state.updated_ms),
   ];
-}
-
-/** @param {any[]} repos @param {number} now_ms */
-function reposView(repos, now_ms) {
-  if (!repos.length) return h("p", { class: "hint" }, "Nothing was found.");
-  return h("ul", { class: "launch-options" }, repos.map(({ repo, downloads, likes, updated_at, is_gated }) => {
-    const seconds = secondsSince(updated_at, now_ms);
-    const notes = [is_gated && "asks for its terms to be accepted", plural(likes, "like"), seconds !== null && `${age(seconds)} ago`];
-    const figure = `${downloads.toLocaleString("en", { notation: "compact" })} downloads`;
-    return option("launch/repo", { "data-repo": repo }, repo, figure, notes.filter(Boolean).join(" · "));
-  }));
 }
 
 /** @param {string} repo @param {any[] | null} files null: not known yet */

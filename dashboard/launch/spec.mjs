@@ -73,7 +73,7 @@ const listOf = (typed) => typed.split(",").map((part) => part.trim()).filter(Boo
  */
 export function modelsHere(models, deployments) {
   const used = Object.values(deployments).flatMap(({ plan }) => (plan && !isOnHub(plan.model.path) ? [plan.model] : []));
-  const all = [...models, ...used.map(({ path, name, size_bytes }) => ({ path, name, size_bytes }))];
+  const all = [...models.filter(({ problem, is_companion }) => !problem && !is_companion), ...used.map(({ path, name, size_bytes }) => ({ path, name, size_bytes }))];
   return all.filter(({ path }, index) => all.findIndex((each) => each.path === path) === index);
 }
 
@@ -126,13 +126,3 @@ export const isLive = (deployment) => deployment !== undefined && LIVE.includes(
 
 /** Whether a model is on the hub, and not a file: OWNER/REPO, with :QUANT or a file of it. @param {string} model */
 export const isOnHub = (model) => /^\w[\w.-]*\/\w[\w.-]*(:[\w.-]+|\/.+\.gguf)?$/i.test(model) && !/^[^/]+\/[^/]+\.gguf$/i.test(model);
-
-/** The line that fetches a model of the hub to where it is found. @param {string} reference */
-export function fetchCommand(reference) {
-  const [, repo, label, file] = /^([^/]+\/[^/:]+)(?::(.+)|\/(.+))?$/.exec(reference) ?? ["", reference];
-  const parts = file?.replace(/-\d{5}(-of-\d{5}\.gguf)$/i, "-*$1");
-  const quant = label ?? "Q4_K_M";
-  const which = !file ? `--include '*${quant}*.gguf' '*${quant.toLowerCase()}*.gguf'`
-    : parts === file ? `'${file}'` : `--include '${parts}'`;
-  return `hf download ${repo} ${which} --local-dir ~/models`;
-}

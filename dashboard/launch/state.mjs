@@ -2,7 +2,7 @@
 // What the launch form holds, and which plan belongs to it. Pure.
 /** @import { State } from "../types.mjs" */
 
-import { BLANK, changesOf, formOf, isLive, isOnHub, nameOf, specOf } from "./spec.mjs";
+import { BLANK, changesOf, formOf, isLive, nameOf, specOf } from "./spec.mjs";
 
 /**
  * `serial` counts what was wished for; a plan counts only if it answers the newest wish. `form_no`
@@ -54,8 +54,8 @@ function wished(own, change) {
 const again = (own, world, isForced = false) =>
   (world === own.world && !isForced ? own : { ...own, world, serial: own.serial + (own.form.model ? 1 : 0) });
 
-/** @param {State} state */
-const worldOf = ({ devices }) => Object.values(devices).map(({ id, state, excluded, used_by }) => [id, state, excluded, used_by]).join();
+/** What decides whether plans still hold. @param {State} state */
+export const worldOf = ({ devices }) => Object.values(devices).map(({ id, state, excluded, used_by }) => [id, state, excluded, used_by]).join();
 
 /**
  * Begin anew where the address names another deployment than the form is filled with.
@@ -100,7 +100,6 @@ export function standing({ views, deployments, asks }) {
   let why = problem;
   if (!why && plan.error) why = plan.code === "insufficient_memory" ? "It does not fit." : "There is no plan.";
   if (!why && !plan.answer) why = "Waiting for the plan.";
-  if (!why && isOnHub(form.model)) why = "Fetch the model first.";
   if (!why && isClash) why = `${name} is there already.`;
   if (!why && editing && !changes.length) why = "Nothing is changed yet.";
   return { own, spec, name, changes, isAsking, isClash, why, isBusy: asks.launch?.busy ?? false };

@@ -3,13 +3,13 @@
 /** @import { State } from "../types.mjs" */
 
 import { h } from "../dom.mjs";
-import { plural, speed } from "../format.mjs";
+import { bytes, plural, speed } from "../format.mjs";
 import { copyable, errorText } from "../parts.mjs";
 import { places, planView } from "../plan_view.mjs";
 import { address } from "../routes.mjs";
 import { formView } from "./form_view.mjs";
 import { chosenView, pickerView } from "./picker_view.mjs";
-import { fetchCommand, isOnHub } from "./spec.mjs";
+import { isOnHub } from "./spec.mjs";
 import { isWanted, standing } from "./state.mjs";
 
 /** @typedef {ReturnType<typeof standing>} Standing */
@@ -70,9 +70,8 @@ function answerView(state, stand) {
     own.sent === own.serial && errorText(state, "launch"),
     error && problemView(state, stand),
     nameView(state, stand),
-    isOnHub(own.form.model) && h("div", { class: "message busy" },
-      h("p", null, "This model is on the hub. Its plan works already; to launch it, fetch it first and pick it among the files here."),
-      copyable(state, "launch-fetch", "On the main host", fetchCommand(own.form.model))),
+    isOnHub(own.form.model) && h("p", { key: "hub", class: "message busy" },
+      `This model is on the hub. It is fetched first${answer ? `, ${bytes(answer.plan.model.size_bytes)}` : ""}, unless it is here already; then it is launched.`),
     changesView(stand),
     !answer && !error && h("p", { class: "empty" }, "Asking for the plan…"),
     answer && h("div", { key: "plan", class: `card ${error ? "launch-old" : ""}` },

@@ -32,6 +32,7 @@ from agents.contract import (
 )
 from agents.errors import MeasurementUnsupported
 from agents.own_networks import own_addresses
+from agents.peer_messages import FetchOrder, FetchStatus, PeerGrant
 from supervisor.errors import AgentRefused, AgentUnreachable
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ _FACTS = TypeAdapter(DeviceFacts)
 _STATUS = TypeAdapter(RpcServerStatus)
 _INSTALL = TypeAdapter(EngineInstall)
 _ENGINE = TypeAdapter(EngineFacts)
+_FETCH = TypeAdapter(FetchStatus)
 _UPDATE: TypeAdapter[MeasurementUpdate] = TypeAdapter(MeasurementUpdate)
 
 _FINDINGS = TypeAdapter(list[Finding])
@@ -126,6 +128,18 @@ class AgentClient:
         body, timeout_s = {"build": build}, _ANSWER_S + _PROOF_S
         answer = await self._call("POST", "/engine/use", json=body, timeout=timeout_s)
         return self._read(_ENGINE, answer)
+
+    async def grant(self, grant: PeerGrant) -> None:
+        await self._call("PUT", "/grants", json=asdict(grant))
+
+    async def fetch(self, order: FetchOrder) -> FetchStatus:
+        return self._read(_FETCH, await self._call("PUT", "/fetches", json=asdict(order)))
+
+    async def fetch_status(self, fetch_id: str) -> FetchStatus:
+        return self._read(_FETCH, await self._call("GET", f"/fetches/{fetch_id}"))
+
+    async def end_fetch(self, fetch_id: str) -> FetchStatus:
+        return self._read(_FETCH, await self._call("DELETE", f"/fetches/{fetch_id}"))
 
     async def measure(
         self, spec: MeasurementSpec

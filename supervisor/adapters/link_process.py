@@ -9,12 +9,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from agents import process
+from agents.chunks import ChunkName
 from agents.contract import read
 from agents.errors import BadMessage, LinkLost, ProjectError
 from agents.logfile import tail
@@ -33,6 +34,7 @@ _FIRST_WORD_S: Final = 2.0
 _NEXT_SPARE_S: Final = 3.0
 _REAP_S: Final = 2.0
 _LINE_BYTES: Final = 4 << 20
+_LEND_S: Final = 5.0
 
 
 class LinkProcess:
@@ -50,6 +52,9 @@ class LinkProcess:
         self._news = asyncio.Event()
         self._is_over = False
         self._heard_at_s = time.monotonic()
+        self._loans: dict[int, asyncio.Future[list[str]]] = {}
+        self._loan = itertools.count(1)
+        self._stored: dict[AgentId, list[ChunkName]] = {}
 
     @property
     def pid(self) -> int:
@@ -139,6 +144,39 @@ class LinkProcess:
             async with asyncio.timeout(_FRESH_S):
                 await self.changed()
 
+    async def lend(self, agent_id: AgentId, names: Sequence[ChunkName]) -> tuple[ChunkName, ...]:
+        """Have these left out of a push, as another device brings them; returns which are."""
+        if self._writer is None or not self.is_alive:
+            return ()
+        number, texts = next(self._loan), [name.hex() for name in names]
+        answer = self._loans[number] = asyncio.get_running_loop().create_future()
+        self._say({"lend": {"agent_id": agent_id, "number": number, "names": texts}})
+        try:
+            async with asyncio.timeout(_LEND_S):
+                return tuple(ChunkName(bytes.fromhex(text)) for text in await answer)
+        except TimeoutError:
+            self.settle(agent_id, {}, names)
+            return ()
+        finally:
+            del self._loans[number]
+
+    def settle(
+        self, agent_id: AgentId, arrived: Mapping[ChunkName, int], back: Iterable[ChunkName]
+    ) -> None:
+        """Of what was lent, this has come, with its size, and that is to be sent after all."""
+        there = {name.hex(): size_bytes for name, size_bytes in arrived.items()}
+        texts = [name.hex() for name in back]
+        self._say({"settle": {"agent_id": agent_id, "arrived": there, "back": texts}})
+
+    def stored(self) -> Mapping[AgentId, Sequence[ChunkName]]:
+        """What pushes have put into stores since this was asked last."""
+        found, self._stored = self._stored, {}
+        return found
+
+    def _say(self, message: Mapping[str, object]) -> None:
+        if self._writer is not None and self.is_alive:
+            self._writer.write(json.dumps(message).encode() + b"\n")
+
     async def changed(self) -> None:
         """Return at its next word, or its end."""
         await self._news.wait()
@@ -176,7 +214,9 @@ class LinkProcess:
         try:
             while line := await reader.readline():
                 self._heard_at_s = time.monotonic()
-                links = [read(LinkStats, item) for item in json.loads(line)["links"]]
+                said = json.loads(line)
+                links = [read(LinkStats, item) for item in said["links"]]
+                self._hear_of_chunks(said)
                 self._stats = {AgentId(stats.agent_id): stats for stats in links}
                 self._tell()
         except (OSError, ValueError, KeyError, BadMessage) as exc:
@@ -187,6 +227,16 @@ class LinkProcess:
                     await self._child.wait()
             self._is_over = True
             self._tell()
+
+    def _hear_of_chunks(self, said: dict[str, Any]) -> None:
+        """Raises ``ValueError`` or ``KeyError`` for what it would never say."""
+        for agent_id, texts in said.get("stored", {}).items():
+            names = [ChunkName(bytes.fromhex(text)) for text in texts]
+            self._stored.setdefault(AgentId(agent_id), []).extend(names)
+        if (lent := said.get("lent")) is not None:
+            answer = self._loans.get(lent["number"])
+            if answer is not None and not answer.done():
+                answer.set_result(lent["names"])
 
     def _tell(self) -> None:
         self._news.set()

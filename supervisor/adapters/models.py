@@ -1,6 +1,5 @@
 """Model files as planning sees them, here or on the hub."""
 
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -19,7 +18,6 @@ from supervisor.ports import Model
 if TYPE_CHECKING:
     from supervisor.adapters.hub_http import Hub
 
-_MAX_LISTED = 500
 _KEPT_MODELS: Final = 32
 _SETTLED_NS: Final = 2_000_000_000
 """What was written within this time is read again: file times are coarse."""
@@ -138,26 +136,3 @@ def _model(header: GgufHeader, path: str, stand_in: Path | None = None) -> Model
         )
     )
     return Model(facts, shape_of(header.metadata, tensors), stand_in, located)
-
-
-def list_models(folders: Iterable[Path]) -> list[dict[str, object]]:
-    """GGUF files in ``folders``; later parts of split models are not repeated."""
-    found: list[dict[str, object]] = []
-    for folder in folders:
-        for root, _, names in os.walk(folder, onerror=lambda _: None):
-            for name in sorted(names):
-                if not name.endswith(".gguf") or _is_later_part(name):
-                    continue
-                path = Path(root) / name
-                try:
-                    size_bytes = path.stat().st_size
-                except OSError:
-                    continue
-                found.append({"path": str(path), "name": path.stem, "size_bytes": size_bytes})
-                if len(found) >= _MAX_LISTED:
-                    return found
-    return found
-
-
-def _is_later_part(name: str) -> bool:
-    return "-of-" in name and not name.rsplit("-of-", 1)[0].endswith("-00001")

@@ -19,6 +19,7 @@ from supervisor.core.entities import (
 from supervisor.core.keys import USAGE_FIELDS, ApiKey
 from supervisor.core.lessons import Lesson
 from supervisor.core.measurements import DeviceMeasured, LinkMeasured
+from supervisor.core.model_settings import ModelSettings
 from supervisor.core.request_record import RequestRecord
 from supervisor.errors import LaunchUnknown, StoreUnusable
 
@@ -52,6 +53,9 @@ MIGRATIONS = (
     """,
     """
     CREATE TABLE device_choices (agent_id TEXT PRIMARY KEY, body TEXT NOT NULL);
+    """,
+    """
+    CREATE TABLE model_settings (model TEXT PRIMARY KEY, body TEXT NOT NULL);
     """,
 )
 
@@ -337,6 +341,23 @@ class Store:
 
     def forget_device_choice(self, agent_id: AgentId) -> None:
         self._write("DELETE FROM device_choices WHERE agent_id = ?", (agent_id,))
+
+    # -- models ------------------------------------------------------------------------------
+
+    def save_model_settings(self, settings: ModelSettings) -> None:
+        """Keep what launches of a model take, in place of what was kept before."""
+        self._write(
+            "INSERT OR REPLACE INTO model_settings VALUES (?, ?)",
+            (settings.model, settings.model_dump_json()),
+        )
+
+    def model_settings(self) -> list[ModelSettings]:
+        """Of all models that have any, by their names."""
+        rows = self._read("SELECT body FROM model_settings ORDER BY model")
+        return [ModelSettings.model_validate_json(body) for (body,) in rows]
+
+    def delete_model_settings(self, model: str) -> None:
+        self._write("DELETE FROM model_settings WHERE model = ?", (model,))
 
     # -- join tokens -------------------------------------------------------------------------
 

@@ -47,7 +47,12 @@ _PUBLIC_PATHS: Final = ("/", "/favicon.ico", *HEALTH_PATHS)
 _PUBLIC_PREFIXES: Final = ("/assets/",)
 _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 _READING: Final = ("GET", "HEAD")
-_FOR_ADMINS: Final = ("/api/keys", "/api/models/search", "/api/models/repo")
+_FOR_ADMINS: Final = (
+    "/api/keys",
+    "/api/models/search",
+    "/api/models/repo",
+    "/api/models/suggest",
+)
 """Who has keys, and for what, is for those who give them; and the hub is asked in the name of the
 main host."""
 

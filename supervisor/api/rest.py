@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Protocol
 
@@ -38,15 +38,20 @@ from supervisor.service.engine_change import EngineChanger
 from supervisor.service.engine_installing import EngineInstaller
 from supervisor.service.events import EventBus
 from supervisor.service.gateway import Gateway
+from supervisor.service.holdings import Holdings
 from supervisor.service.journal import Journal
 from supervisor.service.keyring import KeyRing
+from supervisor.service.library import Library
 from supervisor.service.measuring import Measurer
+from supervisor.service.model_upkeep import ModelUpkeep
+from supervisor.service.pulls import Pulls
 from supervisor.service.pushing import Pusher
 from supervisor.service.reconciler import Reconciler
 from supervisor.service.registry import Registry
 from supervisor.service.reporting import Reporter
 from supervisor.service.request_log import RequestLog
 from supervisor.service.sessions import Sessions
+from supervisor.service.suggesting import Suggester
 from supervisor.service.tools import MainHost
 from supervisor.settings import Settings
 
@@ -71,11 +76,14 @@ class Services:
     reconciler: Reconciler
     measurer: Measurer
     pusher: Pusher
+    holdings: Holdings
+    pulls: Pulls
     launches: LaunchReader
     bus: EventBus
     main_host: MainHost
     engines: tuple[EngineFacts, ...]
-    list_models: Callable[[], list[dict[str, object]]]
+    library: Library
+    upkeep: ModelUpkeep
     join_endpoints: tuple[str, ...]
     fingerprint: str
     server_pin: str
@@ -88,6 +96,7 @@ class Services:
     request_log: RequestLog
     gateway: Gateway
     metrics: Metrics
+    suggester: Suggester
     doctoring: Doctoring
     engine_installer: EngineInstaller
     engine_changer: EngineChanger
@@ -145,6 +154,7 @@ def create_router(services: Services) -> APIRouter:
             problem=services.journal.problem,
             devices=registry.devices(),
             deployments=reconciler.all(),
+            pulls=services.pulls.views(),
             traffic=services.gateway.lane_counts,
             requests=services.request_log.latest(),
         )
@@ -174,10 +184,6 @@ def create_router(services: Services) -> APIRouter:
             expires_at=expires_at.isoformat(),
             lines=await asyncio.to_thread(join_lines, termux_command, command),
         )
-
-    @router.get("/models")
-    async def models() -> list[dict[str, object]]:
-        return await asyncio.to_thread(services.list_models)
 
     @router.get("/engines")
     async def engines() -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from agents.contract import EngineFacts
-from supervisor.core.entities import Deployment, Device, FrozenModel, Plan
+from supervisor.core.entities import Deployment, Device, FrozenModel, Plan, PullView
 from supervisor.core.planning import WhatIf
 from supervisor.core.request_record import RequestRecord
 from supervisor.service.request_log import LaneCount
@@ -74,5 +74,6 @@ class Snapshot(FrozenModel):
     problem: str = Field(default="", description="of the supervisor itself: nothing can be stored")
     devices: list[Device]
     deployments: list[Deployment]
+    pulls: list[PullView] = Field(description="of models from the hub, the newest last")
     traffic: list[LaneCount] = Field(description="a deployment without a row has none")
     requests: list[RequestRecord] = Field(description="the newest, newest first")

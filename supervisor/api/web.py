@@ -23,11 +23,15 @@ from supervisor.api.keys_api import create_keys_router
 from supervisor.api.logs_api import create_logs_router
 from supervisor.api.measure_api import create_measure_router
 from supervisor.api.metrics_api import create_metrics_router
+from supervisor.api.model_settings_api import create_model_settings_router
+from supervisor.api.models_api import create_models_router
+from supervisor.api.pulls_api import create_pulls_router
 from supervisor.api.push_api import create_push_router
 from supervisor.api.report_api import create_report_router
 from supervisor.api.requests_api import create_requests_router
 from supervisor.api.session_api import create_session_router
 from supervisor.api.settings_api import create_settings_router
+from supervisor.api.suggest_api import create_suggest_router
 from supervisor.service.log_following import Logs
 
 _HEADERS = (
@@ -75,7 +79,10 @@ def create_app(services: rest.Services, page_folder: Path) -> FastAPI:
     logs = Logs(services.reconciler, services.launches, services.registry, services.bus)
     app.include_router(create_logs_router(logs))
     app.include_router(create_measure_router(services.measurer))
-    app.include_router(create_push_router(services.pusher))
+    app.include_router(create_push_router(services.pusher, services.holdings))
+    app.include_router(create_pulls_router(services.pulls))
+    app.include_router(create_models_router(services.library, services.upkeep))
+    app.include_router(create_model_settings_router(services.reconciler.model_settings))
     app.include_router(create_engines_router(services.engine_installer))
     app.include_router(create_engine_change_router(services.engine_changer))
     app.include_router(create_events_router(services.journal, services.bus))
@@ -84,6 +91,7 @@ def create_app(services: rest.Services, page_folder: Path) -> FastAPI:
     app.include_router(create_session_router(services.keyring, services.sessions))
     app.include_router(create_settings_router(services.settings))
     app.include_router(create_hub_router(services.hub))
+    app.include_router(create_suggest_router(services.suggester))
     app.include_router(create_keys_router(services.keyring))
     app.include_router(create_requests_router(services.request_log))
     app.include_router(create_metrics_router(services.metrics))

@@ -59,6 +59,9 @@ class Client:
     def patch(self, path: str, body: Any) -> Any:
         return self._call("PATCH", path, json=body)
 
+    def put(self, path: str, body: Any) -> Any:
+        return self._call("PUT", path, json=body)
+
     def relaunch(self, method: str, path: str, body: Any = None) -> Any:
         """What ends a launch; its running requests may end first."""
         return self._call(method, path, json=body, timeout=_PATIENT)

@@ -1,5 +1,6 @@
 """Commands that plan and launch, with the same wishes."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,15 +9,22 @@ from rich.markup import escape
 
 from supervisor.cli import output, watching
 from supervisor.cli.client import Client
+from supervisor.cli.model_flags import (
+    EngineOption,
+    LoraFiles,
+    Mmproj,
+    TemplateFile,
+    model_options,
+)
 from supervisor.cli.options import AsJson, Key, Name, Url
 from supervisor.core.entities import Preset
 from supervisor.core.transport import DIRECT_WARNING
 from supervisor.errors import EngineExited
 
-Model = Annotated[str, typer.Argument(help="GGUF file on the main host")]
-Ctx = Annotated[int, typer.Option(help="context, tokens")]
+Model = Annotated[str, typer.Argument(help="GGUF file on the main host, or REPO[:QUANT]")]
+Ctx = Annotated[int | None, typer.Option(help="context, tokens; 4096 unless kept otherwise")]
 MinCtx = Annotated[int | None, typer.Option(help="shrink the context down to this if need be")]
-Slots = Annotated[int, typer.Option(help="parallel sequences")]
+Slots = Annotated[int | None, typer.Option(help="parallel sequences; 1 unless kept otherwise")]
 Devices = Annotated[str, typer.Option(help="use all of these and no others, a,b,c")]
 Exclude = Annotated[str, typer.Option(help="never use these, a,b")]
 Order = Annotated[str, typer.Option(help="use all of these in this order, a,b,c")]
@@ -26,7 +34,7 @@ Ubatch = Annotated[int | None, typer.Option(help="prompt tokens computed at once
 PinOutput = Annotated[
     str | None, typer.Option(help="device that computes the output layer, or 'main host'")
 ]
-Goal = Annotated[Preset, typer.Option(help="what to optimise for")]
+Goal = Annotated[Preset | None, typer.Option(help="what to optimise for; balanced unless kept")]
 Transport = Annotated[
     Literal["link", "direct"],
     typer.Option(help="direct: without links, rpc-server itself on the network, without a key"),
@@ -44,9 +52,9 @@ Aliases = Annotated[
 
 def plan(
     model: Annotated[str, typer.Argument(help="GGUF file on the main host, or REPO[:QUANT]")],
-    ctx: Ctx = 4096,
+    ctx: Ctx = None,
     min_ctx: MinCtx = None,
-    slots: Slots = 1,
+    slots: Slots = None,
     devices: Devices = "",
     exclude: Exclude = "",
     order: Order = "",
@@ -54,8 +62,12 @@ def plan(
     kv: Kv = None,
     ubatch: Ubatch = None,
     pin_output: PinOutput = None,
-    goal: Goal = Preset.BALANCED,
+    goal: Goal = None,
     transport: Transport = "link",
+    chat_template_file: TemplateFile = None,
+    mmproj: Mmproj = None,
+    lora: LoraFiles = None,
+    option: EngineOption = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -64,7 +76,7 @@ def plan(
     spec = _spec(
         model, ctx, min_ctx, slots, devices, exclude, order, split, kv, ubatch, pin_output, goal
     )
-    spec["transport"] = transport
+    spec |= model_options(chat_template_file, mmproj, lora, option) | _transport(transport)
     _warn(transport)
     _show_plan(Client(url, key), spec, as_json=as_json)
 
@@ -72,9 +84,9 @@ def plan(
 def launch(
     model: Model,
     name: Annotated[str | None, typer.Option(help="name of the deployment")] = None,
-    ctx: Ctx = 4096,
+    ctx: Ctx = None,
     min_ctx: MinCtx = None,
-    slots: Slots = 1,
+    slots: Slots = None,
     devices: Devices = "",
     exclude: Exclude = "",
     order: Order = "",
@@ -82,8 +94,12 @@ def launch(
     kv: Kv = None,
     ubatch: Ubatch = None,
     pin_output: PinOutput = None,
-    goal: Goal = Preset.BALANCED,
+    goal: Goal = None,
     transport: Transport = "link",
+    chat_template_file: TemplateFile = None,
+    mmproj: Mmproj = None,
+    lora: LoraFiles = None,
+    option: EngineOption = None,
     on_demand: OnDemand = False,
     ttl: Ttl = None,
     alias: Aliases = None,
@@ -100,8 +116,8 @@ def launch(
     spec = _spec(
         model, ctx, min_ctx, slots, devices, exclude, order, split, kv, ubatch, pin_output, goal
     )
-    spec["transport"] = transport
-    spec |= {"on_demand": on_demand, "ttl_s": ttl, "aliases": alias or []}
+    spec |= model_options(chat_template_file, mmproj, lora, option) | _transport(transport)
+    spec |= _given({"on_demand": on_demand or None, "ttl_s": ttl, "aliases": alias})
     _warn(transport)
     client = Client(url, key)
     replaced = watching.only_deployment(client, name) if replace else None
@@ -145,9 +161,9 @@ def _show_plan(
 
 def _spec(
     model: str,
-    ctx: int,
+    ctx: int | None,
     min_ctx: int | None,
-    slots: int,
+    slots: int | None,
     devices: str,
     exclude: str,
     order: str,
@@ -155,9 +171,10 @@ def _spec(
     kv: str | None,
     ubatch: int | None,
     pin_output: str | None,
-    goal: Preset,
+    goal: Preset | None,
 ) -> dict[str, Any]:
-    return {
+    """What was given, and no more: the rest is what is kept for the model, or a default."""
+    wishes = {
         "model": model_path(model),
         "ctx_tokens": ctx,
         "min_ctx_tokens": min_ctx,
@@ -171,6 +188,15 @@ def _spec(
         "pin_output": pin_output,
         "goal": goal,
     }
+    return _given(wishes)
+
+
+def _given(wishes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in wishes.items() if value not in (None, [])}
+
+
+def _transport(transport: str) -> dict[str, Any]:
+    return {"transport": transport} if transport == "direct" else {}
 
 
 def _warn(transport: str) -> None:
@@ -185,7 +211,8 @@ def model_path(model: str) -> str:
         path = Path(model).expanduser()
     except RuntimeError:  # such as "~nobody/model.gguf"
         return model
-    return str(path.resolve()) if path.exists() else model
+    # Not resolved: in caches a link has the name, and what it leads to has none.
+    return os.path.abspath(path) if path.exists() else model  # noqa: PTH100
 
 
 def names(text: str) -> list[str]:

@@ -7,14 +7,25 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
-from supervisor.cli import output
+from supervisor.cli import library, output, pulls
 from supervisor.cli.client import Client
 from supervisor.cli.launching import model_path, names
+from supervisor.cli.model_settings import model_settings
 from supervisor.cli.options import AsJson, Key, Url
+from supervisor.cli.suggest import suggest
 from supervisor.cli.watching import new_progress
 from supervisor.errors import SupervisorRefused, SupervisorUnreachable
 
-models_app = typer.Typer(no_args_is_help=True, help="Models.")
+models_app = typer.Typer(invoke_without_command=True, help="Models.")
+models_app.callback()(library.models)
+models_app.command("show")(library.show)
+models_app.command("where")(library.where)
+models_app.command("verify")(library.verify)
+models_app.command("rm")(library.remove)
+models_app.command("settings")(model_settings)
+models_app.command("pull")(pulls.pull)
+models_app.add_typer(pulls.pulls_app, name="pulls")
+models_app.command("suggest")(suggest)
 
 
 @models_app.command()
@@ -25,25 +36,31 @@ def push(
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
+    *,
+    whole: Annotated[bool, typer.Option(help="all of it to each device, for any split")] = False,
 ) -> None:
     """Send a model's weights to the devices ahead of a launch; what they have is not sent again."""
     spec = {"model": model_path(model), "devices": names(devices), "ctx_tokens": ctx}
     client = Client(url, key)
     with new_progress() as progress:
         progress.disable = as_json
-        views = _follow(client, spec, progress)
+        views = _follow(client, spec, progress, whole=whole)
     if as_json:
         output.print_json(views)
         return
-    made = output.table("Pushed", "device", "has of the model", "of it sent now")
+    made = output.table("Pushed", "device", "has of the model", "from here", "from devices")
     for view in views:
-        made.add_row(escape(view["device"]), _mb(view["total_bytes"]), _mb(view["sent_bytes"]))
+        figures = (view["total_bytes"], view["sent_bytes"], view["from_peers_bytes"])
+        made.add_row(escape(view["device"]), *map(_mb, figures))
     output.console.print(made)
 
 
-def _follow(client: Client, spec: dict[str, Any], progress: Progress) -> list[dict[str, Any]]:
+def _follow(
+    client: Client, spec: dict[str, Any], progress: Progress, *, whole: bool
+) -> list[dict[str, Any]]:
     tasks: dict[str, TaskID] = {}
-    with contextlib.closing(client.stream("POST", "/api/models/push", spec)) as events:
+    path = f"/api/models/push?whole={str(whole).lower()}"
+    with contextlib.closing(client.stream("POST", path, spec)) as events:
         for event, body in events:
             if event == "problem":
                 raise SupervisorRefused(body["detail"], body["code"])
@@ -64,11 +81,13 @@ def _follow(client: Client, spec: dict[str, Any], progress: Progress) -> list[di
 
 
 def _line(view: dict[str, Any]) -> str:
+    there = f"{escape(view['device'])}: {_mb(view['done_bytes'])} of {_mb(view['total_bytes'])}"
+    if view["state"] == "naming":
+        return f"{there} of the model named, once"
     left = f", {view['eta_s']:.0f} s left" if view["eta_s"] is not None else ""
-    return (
-        f"{escape(view['device'])}: {_mb(view['done_bytes'])} of {_mb(view['total_bytes'])}, "
-        f"{_mb(view['bytes_per_s'])}/s{left}"
-    )
+    helped = view["from_peers_bytes"]
+    peers = f" ({_mb(helped)} from other devices)" if helped else ""
+    return f"{there}{peers}, {_mb(view['bytes_per_s'])}/s{left}"
 
 
 def _mb(size_bytes: int) -> str:

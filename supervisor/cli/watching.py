@@ -45,7 +45,9 @@ def wait_until_settled(client: Client, name: str, *, quiet: bool = False) -> dic
             total = sum(load["weight_bytes"] for load in loads)
             loaded = sum(load["loaded_bytes"] for load in loads)
             phase = deployment["phase"] or deployment["state"]
-            has_bytes = phase == "load" and total > 0
+            if pull := deployment["pull"]:
+                loaded, total = pull["done_bytes"], pull["total_bytes"]
+            has_bytes = phase in ("load", "fetching") and total > 0
             progress.update(
                 task,
                 description=f"{name}: {phase}",

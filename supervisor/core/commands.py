@@ -168,6 +168,7 @@ def llama_server_argv(
         "-ctv",
         plan.kv_type,
         *(["--backend-sampling"] if plan.samples_on_device else []),
+        *plan.option_words,
         *chosen_flags(known, chosen),
     ]
 

@@ -225,7 +225,10 @@ def _engine_said(evidence: Evidence) -> Cause | None:
     worker = _meant(hit, evidence)
     who = worker.name if worker else hit.endpoint or _somebody(hit)
     size = "memory" if hit.size_bytes is None else gib(hit.size_bytes)
-    what = hit.row.what.format(who=who, size=size, line=hit.text)
+    what, remedy = hit.row.what.format(who=who, size=size, line=hit.text), hit.row.remedy
+    if hit.row.error is errors.ChatTemplateBroken and evidence.template_file:
+        what = f"it cannot read the chat template {evidence.template_file} ({hit.text})"
+        remedy = "correct that file, or launch without it"
     lines = words.engine_lines(evidence, hit)
     if worker:
         memory = words.memory_line(worker) if hit.is_refusal else ""
@@ -235,7 +238,7 @@ def _engine_said(evidence: Evidence) -> Cause | None:
         f"llama-server {words.how(evidence)}{words.during(evidence)}: {what}",
         lines,
         worker,
-        remedy=hit.row.remedy,
+        remedy=remedy,
     )
 
 

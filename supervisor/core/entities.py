@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from agents.contract import DeviceFacts, EngineInstall, RpcServerStatus
 from supervisor.core.lifecycle import State
+from supervisor.core.model_options import ModelOptions
 
 AgentId = NewType("AgentId", str)
 DeploymentId = NewType("DeploymentId", str)
@@ -34,7 +35,7 @@ class Preset(StrEnum):
     FEWEST_DEVICES = "fewest devices"
 
 
-class DeploymentSpec(FrozenModel):
+class DeploymentSpec(ModelOptions):
     """What the operator asked for; never what is running."""
 
     model: str = Field(min_length=1, examples=["/models/gemma-3-1b-it-Q4_K_M.gguf"])
@@ -112,6 +113,9 @@ class HostShare(MemoryUse):
 
     layers: int = 0
     has_output: bool = False
+    option_bytes: ByteCount = Field(
+        default=0, description="of files that its options name, such as a projector"
+    )
 
 
 class StagePrediction(FrozenModel):
@@ -161,6 +165,9 @@ class Plan(FrozenModel):
     )
     ctx_checkpoints: int | None = Field(
         default=None, ge=0, description="--ctx-checkpoints; None: the engine's own default"
+    )
+    option_words: tuple[str, ...] = Field(
+        default=(), description="model options as llama-server is told them"
     )
     prediction: Prediction | None = None
     reasons: tuple[str, ...] = Field(default=(), description="why, in sentences")
@@ -278,9 +285,29 @@ class PushView(FrozenModel):
     state: str
     total_bytes: ByteCount = 0
     done_bytes: ByteCount = Field(default=0, description="there, whether sent now or before")
-    sent_bytes: ByteCount = Field(default=0, description="now")
+    sent_bytes: ByteCount = Field(default=0, description="now, by the main host")
+    from_peers_bytes: ByteCount = Field(default=0, description="now, by other devices")
     bytes_per_s: ByteCount = 0
     eta_s: Seconds | None = None
+
+
+class PullView(FrozenModel):
+    """How far a model is that is fetched from the hub."""
+
+    id: str
+    reference: str = Field(description="as it was asked for first")
+    repo: str
+    label: str = Field(description="its quantisation, or its file's name where there is none")
+    files: int = Field(ge=1)
+    state: Literal["queued", "fetching", "paused", "checking", "done", "failed"]
+    done_bytes: ByteCount = Field(default=0, description="there, whether of now or of before")
+    total_bytes: ByteCount = 0
+    bytes_per_s: ByteCount = Field(default=0, description="lately")
+    eta_s: Seconds | None = None
+    path: str = Field(default="", description="of its first file; empty until it is done")
+    error_code: str = ""
+    detail: str = Field(default="", description="why it failed, or what it waits for")
+    deployments: tuple[str, ...] = Field(default=(), description="that wait for it")
 
 
 class Action(StrEnum):
@@ -393,6 +420,7 @@ class Deployment(FrozenModel):
     error_code: str = ""
     cause: Cause | None = Field(default=None, description="of the last failure, until READY again")
     phase: str = ""
+    pull: PullView | None = Field(default=None, description="of its model, while that is fetched")
     since: str = ""
     failures: int = 0
     launch_id: LaunchId | None = None

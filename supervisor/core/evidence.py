@@ -70,5 +70,7 @@ class Evidence:
     engine_build: str = ""
     workers: tuple[WorkerEvidence, ...] = ()
     was_ready: bool = False
+    template_file: str = ""
+    """The chat template that llama-server was given in place of the model's own."""
     platform: str = HERE
     """Of the main host."""

@@ -58,6 +58,8 @@ class HostFacts:
     cores: int
     available_bytes: int
     may_hold_layers: bool
+    option_bytes: int = 0
+    """Of that, what files of model options take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def _held_bytes(device: Device, plan: Plan) -> int:
 
 def host_held_bytes(plan: Plan) -> int:
     """The same of llama-server: the pages of its mapped model count as available already."""
-    return plan.host.kv_bytes + plan.host.compute_bytes
+    return plan.host.kv_bytes + plan.host.compute_bytes + plan.host.option_bytes
 
 
 def device_offers(
@@ -168,7 +170,7 @@ def host_offer(
     )
     derate = min((place.facts.derate for place in own), default=1.0)
     return HostOffer(
-        available_bytes=host.available_bytes,
+        available_bytes=max(0, host.available_bytes - host.option_bytes),
         speed=derated(speed, derate),
         platform=Platform.ANDROID if host.platform == "android" else Platform.CPU,
         may_hold_layers=holds_layers_itself(host, places),
@@ -190,7 +192,8 @@ def _shared(places: Sequence[Place], host: HostFacts, shape: ModelShape) -> dict
             groups.setdefault(place.facts.boot_id or place.device.id, []).append(place)
     parts: dict[str, int] = {}
     for group in groups.values():
-        reserve = host_reserve_bytes(shape) if is_on(group[0], host) else 0
+        own = host_reserve_bytes(shape) + host.option_bytes
+        reserve = own if is_on(group[0], host) else 0
         for place in group:
             parts[place.name] = max(0, place.available_bytes - reserve) // len(group)
     return parts

@@ -24,7 +24,7 @@ class Outlook:
     state: str
     phase: str = ""
     progress: float | None = None
-    """Of the weights, 0 to 1, while they load."""
+    """Of the weights, 0 to 1, while they load; of the model's files, while they are fetched."""
     ready_in_s: float | None = None
     cause: Mapping[str, str] | None = None
 
@@ -39,7 +39,8 @@ class Outlook:
     def sentence(self) -> str:
         """For a person, without a full stop."""
         detail = f" ({self.phase})" if self.phase else ""
-        loaded = "" if self.progress is None else f", {self.progress:.0%} loaded"
+        done = "fetched" if self.state == State.FETCHING else "loaded"
+        loaded = "" if self.progress is None else f", {self.progress:.0%} {done}"
         left = "" if self.ready_in_s is None else f", about {math.ceil(self.ready_in_s)} s left"
         why = f"; {self.cause['sentence']}" if self.cause else ""
         return f"{self.deployment} is {self.state}{detail}{loaded}{left}{why}"
@@ -74,7 +75,7 @@ def outlook(
     return Outlook(
         deployment=deployment.id,
         state=deployment.state,
-        phase=deployment.phase,
+        phase=deployment.phase or _phase_of_pull(deployment),
         progress=progress,
         ready_in_s=_ready_in_s(deployment, now, load_s, ahead * usual_s / _slots(deployment)),
         cause=told or None,
@@ -94,13 +95,24 @@ def _ready_in_s(
         return round(max(wait_s, 0.0) + load_s + queue_s, 1)
     if state is State.PENDING and deployment.cause is not None:
         return None  # nobody knows when a device comes
+    pull = deployment.pull
+    if state is State.FETCHING and pull is not None and pull.eta_s is None:
+        return None  # paused, or it has just begun
     return round(load_s + queue_s, 1)
+
+
+def _phase_of_pull(deployment: Deployment) -> str:
+    pull = deployment.pull
+    return pull.state if pull is not None and pull.state != deployment.state else ""
 
 
 def _load(deployment: Deployment) -> tuple[float | None, float]:
     """Progress of the load that runs, and the seconds that are left of it or of the next."""
     predicted = deployment.plan.prediction if deployment.plan else None
     whole_s = predicted.load_s if predicted else _GUESS_S
+    pull = deployment.pull
+    if deployment.state is State.FETCHING and pull is not None and pull.total_bytes:
+        return round(pull.done_bytes / pull.total_bytes, 3), (pull.eta_s or 0.0) + whole_s
     total_bytes = sum(load.weight_bytes for load in deployment.loads)
     if deployment.state is not State.STARTING or not total_bytes:
         return None, whole_s

@@ -20,13 +20,16 @@ from typing import Any, Final
 
 from agents import log as logs
 from agents import tls
+from agents.chunks import ChunkName
 from agents.contract import read
 from agents.errors import BadMessage, LinkLost, ProjectError
+from agents.pacing import Pace
 from supervisor.link.alloc_sizes import AllocSizes
 from supervisor.link.job import LOST, LinkJob, LinkStats, WorkerJob
 from supervisor.link.model_chunks import ModelChunks
 from supervisor.link.near_end import NearEnd
 from supervisor.link.pushing import Push
+from supervisor.link.seeding import Seeder
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class LinkProcess:
         self._near_ends: list[NearEnd | Push] = []
         self._sizes: dict[str, AllocSizes] = {}
         self._failed: list[LinkStats] = []
+        self._pace = Pace()
         self._starting: asyncio.Task[None] | None = None
         self._listeners: set[asyncio.StreamWriter] = set()
         self._changed = asyncio.Event()
@@ -76,18 +80,22 @@ class LinkProcess:
         try:
             writer.write(self._line())
             while line := await reader.readline():
-                self._obey(json.loads(line))
-        except (ConnectionError, ValueError, ProjectError) as exc:
+                self._obey(json.loads(line), writer)
+        except (ConnectionError, ValueError, TypeError, ProjectError) as exc:
             log.warning("link.controller_lost", extra={"reason": str(exc)})
         finally:
             self._listeners.discard(writer)
             self._alone_since_s = time.monotonic()
             writer.close()
 
-    def _obey(self, message: dict[str, Any]) -> None:
+    def _obey(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         if "job" in message and not self._has_job:
             self._has_job = True
             self._starting = asyncio.create_task(self._start_all(read(LinkJob, message["job"])))
+        if "lend" in message:
+            writer.write(self._line(lent=self._lend(**message["lend"])))
+        if "settle" in message:
+            self._settle(**message["settle"])
         self._changed.set()  # whoever says something wants to hear how it stands
 
     async def _tell(self) -> None:
@@ -97,7 +105,7 @@ class LinkProcess:
                 async with asyncio.timeout(_REPEAT_S):
                     await self._changed.wait()
             self._changed.clear()
-            line = self._line()
+            line = self._line(stored=self._stored())
             for writer in list(self._listeners):
                 if writer.transport.get_write_buffer_size() < _LINE_BYTES:  # else it is stopped
                     writer.write(line)
@@ -114,10 +122,34 @@ class LinkProcess:
             self._alone_since_s = time.monotonic()
         return time.monotonic() - self._alone_since_s > patience_s
 
-    def _line(self) -> bytes:
+    def _seeder(self, agent_id: str) -> Seeder | None:
+        found = (each.seeder for each in self._near_ends if each.stats().agent_id == agent_id)
+        return next(found, None)
+
+    def _lend(self, agent_id: str, number: int, names: list[str]) -> dict[str, Any]:
+        seeder = self._seeder(agent_id)
+        lent = seeder.lend(_name(text) for text in names) if seeder else []
+        return {"number": number, "names": [name.hex() for name in lent]}
+
+    def _settle(self, agent_id: str, arrived: dict[str, int], back: list[str]) -> None:
+        if (seeder := self._seeder(agent_id)) is not None:
+            there = {_name(text): size_bytes for text, size_bytes in arrived.items()}
+            seeder.settle(there, [_name(text) for text in back])
+
+    def _stored(self) -> dict[str, list[str]]:
+        """What has been stored since the last time, by device."""
+        found = {}
+        for each in self._near_ends:
+            if isinstance(each, Push) and each.stored:
+                found[each.stats().agent_id] = [name.hex() for name in each.stored]
+                each.stored.clear()
+        return found
+
+    def _line(self, **more: Any) -> bytes:
         links = [asdict(near_end.stats()) for near_end in self._near_ends]
         links += [asdict(stats) for stats in self._failed]
-        return json.dumps({"pid": os.getpid(), "links": links}).encode() + b"\n"
+        said = {"pid": os.getpid(), "links": links, **more}
+        return json.dumps(said).encode() + b"\n"
 
     # -- the job ---------------------------------------------------------------------------
 
@@ -130,6 +162,7 @@ class LinkProcess:
                 self._fail(worker.agent_id, LinkLost(f"the links cannot be made: {exc}"))
 
     async def _start(self, job: LinkJob) -> None:
+        self._pace.bytes_per_s = job.limit_bytes_per_s
         context = tls.client_context(
             Path(job.authority).read_text(), Path(job.certificate), Path(job.key)
         )
@@ -157,7 +190,7 @@ class LinkProcess:
             return NearEnd(job, worker, context, chunks, sizes, self._changed.set)
         if chunks is None:
             raise BadMessage(f"nothing to push to {worker.name}; name the files of the model")
-        return Push(job, worker, context, chunks, self._changed.set)
+        return Push(job, worker, context, chunks, self._changed.set, self._pace)
 
     def _sizes_of(self, file: str) -> AllocSizes | None:
         """One for all workers of a kind, so that they learn from each other."""
@@ -176,6 +209,10 @@ class LinkProcess:
     def _fail(self, agent_id: str, exc: ProjectError) -> None:
         self._failed.append(LinkStats(agent_id, state=LOST, error_code=exc.code, detail=str(exc)))
         self._changed.set()
+
+
+def _name(text: str) -> ChunkName:
+    return ChunkName(bytes.fromhex(text))
 
 
 def _model_chunks(job: LinkJob) -> ModelChunks | None:

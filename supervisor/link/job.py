@@ -68,6 +68,8 @@ class LinkJob:
     folder: str
     """Of what is kept between launches: which chunks a tensor, or a model file, consists of."""
     workers: list[WorkerJob] = field(default_factory=list)
+    limit_bytes_per_s: int = 0
+    """For all that is pushed over these links together; 0: none. A launch has no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ class LinkStats:
     seed_done_bytes: int = 0
     """Of what can be sent ahead, this much was looked at or sent."""
     seed_total_bytes: int = 0
+    peer_bytes: int = 0
+    """Of what is there ahead, this came from other devices."""
     sent_bytes: int = 0
     received_bytes: int = 0
     graphs: int = 0

@@ -63,7 +63,7 @@ class NearEnd:
         self._server: asyncio.Server | None = None
         self._chunks = chunks
         self._seeding: asyncio.Task[None] | None = None
-        self._seeder: Seeder | None = None
+        self.seeder: Seeder | None = None
         self._link = LinkStream(self._on_frame, self._on_link_end, self._on_room)
         self._call = Call(self._link, job, worker)
         self._out = Outbox(self._link, job.window_bytes, chunks, self._on_stream_room)
@@ -116,9 +116,9 @@ class NearEnd:
 
     async def _seed(self, chunks: ModelChunks) -> None:
         """Send ahead; whatever goes wrong with that, llama-server sends what is missing."""
-        self._seeder = Seeder(self._out, chunks, self._worker.tensors)
+        self.seeder = Seeder(self._out, chunks, self._worker.tensors)
         try:
-            await self._seeder.run()
+            await self.seeder.run()
         except ProjectError as exc:
             log.warning("link.not_seeded", extra={"device": self._worker.name, "reason": str(exc)})
 
@@ -209,8 +209,9 @@ class NearEnd:
             weight_bytes=self._weights.whole_bytes + self._out.weight_bytes,
             saved_bytes=self._out.saved_bytes,
             seeded_bytes=self._out.seeded_bytes,
-            seed_done_bytes=self._seeder.done_bytes if self._seeder else 0,
-            seed_total_bytes=self._seeder.total_bytes if self._seeder else 0,
+            seed_done_bytes=self.seeder.done_bytes if self.seeder else 0,
+            seed_total_bytes=self.seeder.total_bytes if self.seeder else 0,
+            peer_bytes=self.seeder.peer_bytes if self.seeder else 0,
             answers=self._meter.answers,
             answered_s=self._meter.answered_s,
             computed_s=self._meter.computed_s,

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 
+from agents.chunks import ChunkName
 from agents.errors import LinkLost, LinkRefused, ProjectError
 from agents.link_frames import (
     Frame,
@@ -13,6 +14,7 @@ from agents.link_frames import (
     read_stored,
 )
 from agents.link_stream import LinkStream
+from agents.pacing import Pace
 from supervisor.link.dialing import Call
 from supervisor.link.job import DONE, LOST, SERVING, LinkJob, LinkStats, WorkerJob
 from supervisor.link.model_chunks import ModelChunks
@@ -32,14 +34,18 @@ class Push:
         context: ssl.SSLContext,
         chunks: ModelChunks,
         on_change: Callable[[], None],
+        pace: Pace | None = None,
     ) -> None:
+        """``pace`` is shared by all pushes of this process."""
         self._worker = worker
         self._context = context
         self._on_change = on_change
         self._link = LinkStream(self._on_frame, self._on_link_end, self._on_link_room)
         self._call = Call(self._link, job, worker)
         self._out = Outbox(self._link, job.window_bytes, chunks, lambda: None)
-        self._seeder = Seeder(self._out, chunks, worker.tensors)
+        self.seeder = Seeder(self._out, chunks, worker.tensors, pace)
+        self.stored: list[ChunkName] = []
+        """What has been stored since somebody emptied this list."""
         self._state = LinkStats(worker.agent_id)
         self._working: asyncio.Task[None] | None = None
 
@@ -56,10 +62,11 @@ class Push:
             )
         self._state = replace(self._state, state=SERVING)
         self._working = asyncio.create_task(self._work())
+        self._on_change()
 
     async def _work(self) -> None:
         try:
-            await self._seeder.run()
+            await self.seeder.run()
         except ProjectError as exc:
             self._link.end(exc)
             return
@@ -91,9 +98,10 @@ class Push:
             self._state,
             round_trip_s=self._link.round_trip_s,
             phase="push",
-            seed_total_bytes=self._seeder.total_bytes,
-            seed_done_bytes=self._seeder.done_bytes,
+            seed_total_bytes=self.seeder.total_bytes,
+            seed_done_bytes=self.seeder.done_bytes,
             seeded_bytes=self._out.seeded_bytes,
+            peer_bytes=self.seeder.peer_bytes,
             sent_bytes=self._link.sent_bytes,
             received_bytes=self._link.received_bytes,
         )
@@ -118,6 +126,7 @@ class Push:
             case Kind.STORED:
                 name, is_stored = read_stored(frame.body)
                 self._out.on_stored(name, is_stored=is_stored)
+                self.stored += [name] if is_stored else []
             case _ if self._call.hears(frame):
                 pass
             case _:

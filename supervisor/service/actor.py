@@ -19,6 +19,7 @@ from supervisor.core.diagnosis import cause_of, diagnose
 from supervisor.core.entities import Action, Cause, Deployment, DeploymentSpec, LaunchRecord, Plan
 from supervisor.core.lessons import why_aside
 from supervisor.core.lifecycle import Event, State, advance, failures_after
+from supervisor.core.model_reference import parse_reference
 from supervisor.core.repair import had_their_chance, may_revive, retry_pause_s
 from supervisor.core.transport import warnings_of
 from supervisor.errors import (
@@ -396,7 +397,17 @@ class Actor:
             await asyncio.sleep(_DISK_EVERY_S)
 
     async def _fetch(self) -> Event:
-        """Models are local files for now; this is where downloads will be."""
+        """A plan whose model has no path yet was made with its header alone."""
+        plan, fetch_model = self.deployment.plan, self._tools.fetch_model
+        assert plan is not None
+        reference = plan.model.path
+        if fetch_model is None or parse_reference(reference) is None:
+            return Event.MODEL_FETCHED
+        await fetch_model(self.deployment.id, reference, lambda pull: self._change(pull=pull))
+        self._asked_at_s = time.monotonic()  # the launch begins now
+        self._usable = self._planner.usable(self.deployment)
+        spec, name = self.deployment.spec, self.deployment.id
+        self._change(plan=await self._planner.plan(spec, name, is_repair=self._is_repair))
         return Event.MODEL_FETCHED
 
     async def _start(self) -> Event:
@@ -491,6 +502,8 @@ class Actor:
             changes |= {"phase": "workers"}
         if state is not State.BACKOFF:
             changes |= {"retry_at": ""}
+        if state is not State.FETCHING:
+            changes |= {"pull": None}
         self.deployment = self.deployment.model_copy(update=changes)
         level = logging.WARNING if state in (State.BACKOFF, State.FAILED) else logging.INFO
         extra = {"deployment": self.deployment.id, "from": str(before), "to": str(state)}
@@ -503,7 +516,7 @@ class Actor:
             code=self.deployment.error_code if reason else "",
             text=reason,
         )
-        if state is not State.FETCHING:  # a moment for local files, and PENDING after a crash
+        if state is not State.FETCHING:  # it is PENDING after a crash, and pulls keep themselves
             await self._tools.journal.save_deployment(self.deployment)
         self.publish()
 

@@ -37,6 +37,7 @@ from supervisor.service.examining import Launched, examine
 from supervisor.service.links import LinkViews, launch_job
 from supervisor.service.loading import EngineEnded, LoadWatch
 from supervisor.service.memory_watch import MemoryWatch, own_memory
+from supervisor.service.spreading import Spreader
 from supervisor.service.tools import Tools
 from supervisor.service.watching import Watch
 from supervisor.service.workers import Workers
@@ -109,7 +110,8 @@ class Attempt:
             ProjectError, EngineEnded: As :meth:`start`.
         """
         assert self._workers is not None
-        await self._load(self._workers)
+        async with Spreader(self._tools).helping(self._plan, self._links):
+            await self._load(self._workers)
         await self._first_token()
 
     async def resume(self, record: LaunchRecord) -> bool:

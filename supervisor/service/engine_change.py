@@ -279,8 +279,8 @@ class EngineChanger:
 
     async def _take(self, engine: EngineFacts | None) -> None:
         """Let the main host use an engine."""
-        known = await main_engine.flags_of(engine, self._main_host.inherited)
-        self._main_host.take(engine, known)
+        help_text = await main_engine.help_of(engine, self._main_host.inherited)
+        self._main_host.take(engine, help_text)
         build, protocol = (engine.build, engine.rpc_protocol) if engine else ("", "")
         self._registry.took_engine(build, protocol)
         log.info("engine.in_use", extra={"build": _called(engine)})

@@ -72,7 +72,13 @@ async def examine(
         engine_build=engine.build if engine else "",
         workers=workers,
         was_ready=was_ready,
+        template_file=_value_of(launched.record, "--chat-template-file"),
     )
+
+
+def _value_of(record: LaunchRecord | None, flag: str) -> str:
+    argv = record.argv if record else ()
+    return argv[argv.index(flag) + 1] if flag in argv else ""
 
 
 def _end_of_links(links: Links) -> ProjectError | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from agents.chunks import SMALLEST_TENSOR_BYTES
 from agents.contract import EngineFacts
 from agents.errors import LinkRefused
 from supervisor.core.entities import AgentId, Device, LaunchId, LinkView, Plan
@@ -16,12 +17,38 @@ from supervisor.link.job import LinkJob, LinkStats, PlannedTensor, WorkerJob
 from supervisor.service.tools import Tools
 
 
-async def push_job(tools: Tools, plan: Plan) -> LinkJob:
-    """The links that fill the stores of a plan's workers, for no launch."""
+async def shares(
+    tools: Tools, plan: Plan, *, whole: bool = False
+) -> dict[AgentId, tuple[FileTensor, ...]]:
+    """What each worker of a plan is to hold: its part, or the whole model."""
     model = await asyncio.to_thread(tools.read_model, plan.model.path)
-    tensors = await asyncio.to_thread(tensors_by_agent, plan, model.tensors)
+    if not whole:
+        return await asyncio.to_thread(tensors_by_agent, plan, model.tensors)
+    agents = list(dict.fromkeys(plan.agent_ids))
+    return {a: _turned(model.tensors, i / len(agents)) for i, a in enumerate(agents)}
+
+
+def _turned(tensors: Sequence[FileTensor], part: float) -> tuple[FileTensor, ...]:
+    """The large ones, beginning elsewhere for each device, so that they can help each other."""
+    large = [tensor for tensor in tensors if tensor.size_bytes >= SMALLEST_TENSOR_BYTES]
+    start_bytes, before_bytes = part * sum(t.size_bytes for t in large), 0
+    for index, tensor in enumerate(large):
+        if before_bytes >= start_bytes:
+            return (*large[index:], *large[:index])
+        before_bytes += tensor.size_bytes
+    return tuple(large)
+
+
+def push_job(tools: Tools, tensors: Mapping[AgentId, Sequence[FileTensor]]) -> LinkJob:
+    """The links that fill the stores of devices, for no launch."""
     workers = [_pushed(tools, agent_id, tensors[agent_id]) for agent_id in tensors]
-    return _job(tools, LaunchId(0), workers)
+    limit_bytes_per_s = round(tools.settings.spread_limit_mib_s * (1 << 20))
+    return replace(_job(tools, LaunchId(0), workers), limit_bytes_per_s=limit_bytes_per_s)
+
+
+def question_job(tools: Tools, device: Device) -> LinkJob:
+    """One link on which nothing is sent: only to ask what a device holds."""
+    return _job(tools, LaunchId(0), [_over_its_wire(tools, device)])
 
 
 def _reachable(tools: Tools, agent_id: AgentId) -> Device:

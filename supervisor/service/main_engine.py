@@ -15,7 +15,6 @@ from agents import engine as engines
 from agents import privatefile
 from agents.contract import EngineFacts
 from agents.errors import DiskFull, EngineUnusable
-from supervisor.core.commands import known_flags
 from supervisor.errors import ReleaseUnknown
 from supervisor.ports import Shelf
 
@@ -102,16 +101,16 @@ def cut_off(folder: Path) -> tuple[str, str] | None:
         return None
 
 
-async def flags_of(engine: EngineFacts | None, inherited: Mapping[str, str]) -> frozenset[str]:
-    """The options that its llama-server knows; none if it cannot serve.
+async def help_of(engine: EngineFacts | None, inherited: Mapping[str, str]) -> str:
+    """What its llama-server says of its options; nothing if it cannot serve.
 
     Raises:
         EngineUnusable: It cannot be executed.
     """
     if engine is None or not engine.llama_server or engine.problem:
-        return frozenset()
+        return ""
     _, help_text = await engines.run([engine.llama_server, "--help"], inherited)
-    return known_flags(help_text)
+    return help_text
 
 
 async def proven(folder: Path, build: str, inherited: Mapping[str, str]) -> EngineFacts:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from supervisor.core.entities import Deployment, DeploymentId, DeploymentSpec
+from supervisor.core.library import LibraryModel, requested_spec
 from supervisor.core.lifecycle import State
 from supervisor.core.routing import asked_for, names_of_model, to_start
 from supervisor.service.lanes import Lane, Lanes
@@ -15,7 +16,6 @@ from supervisor.settings import Settings
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S: Final = 1.0
-_LISTED_FOR_S: Final = 10.0
 
 
 class Launcher(Protocol):
@@ -37,13 +37,11 @@ class OnDemand:
         self,
         settings: Settings,
         launcher: Launcher,
-        list_models: Callable[[], list[dict[str, object]]],
+        find_model: Callable[[str], LibraryModel | None],
     ) -> None:
         self._settings = settings
         self._launcher = launcher
-        self._list_models = list_models
-        self._models: list[dict[str, object]] = []
-        self._listed_at_s = float("-inf")
+        self._find_model = find_model
         self._ready_since_s: dict[DeploymentId, float] = {}
         self._one_at_a_time = asyncio.Lock()
 
@@ -63,21 +61,17 @@ class OnDemand:
         async with self._one_at_a_time:
             if made := asked_for(model, self._launcher.all()):
                 return made[0]  # another request was faster
-            path = await self._path_of(model)
-            return None if path is None else await asyncio.shield(self._created(path))
+            found = await asyncio.to_thread(self._find_model, model)
+            if found is None or found.is_companion:
+                return None
+            return await asyncio.shield(self._created(model, found))
 
-    async def _created(self, path: str) -> Deployment:
+    async def _created(self, asked: str, found: LibraryModel) -> Deployment:
         ttl_s = self._settings.on_demand_ttl_s
-        spec = DeploymentSpec(model=path, on_demand=True, ttl_s=ttl_s)
+        spec = DeploymentSpec(model=found.path, on_demand=True, ttl_s=ttl_s)
+        if asked.lower() not in _names(found.path):  # else its requests would not find it again
+            spec = requested_spec(spec, found, asked)
         return await self._launcher.create(spec)
-
-    async def _path_of(self, model: str) -> str | None:
-        if time.monotonic() - self._listed_at_s > _LISTED_FOR_S:
-            self._models = await asyncio.to_thread(self._list_models)
-            self._listed_at_s = time.monotonic()
-        wanted = model.lower()
-        paths = (str(each["path"]) for each in self._models)
-        return next((p for p in paths if wanted in _names(p)), None)
 
     async def run(self, lanes: Lanes) -> None:
         """Stop what was idle for its time, until cancelled."""

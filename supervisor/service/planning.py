@@ -12,6 +12,7 @@ from supervisor.core.entities import AgentId, Cause, Deployment, DeploymentId, D
 from supervisor.core.explain import explain
 from supervisor.core.lessons import Lesson
 from supervisor.core.obeying import with_reasons
+from supervisor.core.option_memory import with_adapter_bytes, with_host_options
 from supervisor.core.planning import HOST, NoFit, Overrides, Planned, PlanRequest, Rules, WhatIf
 from supervisor.core.repair import loosened
 from supervisor.core.search import plan as search
@@ -26,8 +27,10 @@ from supervisor.errors import (
     NoDevices,
     PeerError,
 )
+from supervisor.ports import ModelReader
 from supervisor.service.eligibility import Asked, Eligibility, named_devices
 from supervisor.service.learning import Learning
+from supervisor.service.model_settings import ModelSettingsBook
 from supervisor.service.tools import Tools
 from supervisor.service.world import Wish, World, WorldReader
 
@@ -76,6 +79,7 @@ class Planner:
         self._tools = tools
         self._learning = Learning(tools, wall_clock)
         self._reader = WorldReader(tools)
+        self._settings = ModelSettingsBook(tools)
 
     async def plan(
         self,
@@ -116,6 +120,11 @@ class Planner:
         found = await self._find(wish)
         changes = await asyncio.to_thread(what_if, found.world.request, found.planned.best)
         return Answer(found.explained(changes), changes)
+
+    async def preview(self, spec: DeploymentSpec, read_model: ModelReader) -> Plan:
+        """The same alone, of a model that somebody else reads."""
+        found = await self._find(Wish(Asked(spec), read_model, is_launch=False))
+        return found.explained()
 
     # -- repair --------------------------------------------------------------------------------
 
@@ -203,8 +212,11 @@ class Planner:
         chosen = {
             "cache_ram_mib": defaults.cache_ram_mib,
             "ctx_checkpoints": defaults.ctx_checkpoints,
+            "option_words": world.options.words,
         }
-        return _Found(world, planned, plan.model_copy(update=chosen), defaults.reasons)
+        plan = with_host_options(plan.model_copy(update=chosen), world.options.memory)
+        kept = await asyncio.to_thread(self._settings.remarks, wish.asked.spec)
+        return _Found(world, planned, plan, (*defaults.reasons, *kept))
 
     def _eligibility(self, asked: Asked) -> Eligibility:
         registry = self._tools.registry
@@ -213,7 +225,7 @@ class Planner:
 
     async def _planned(self, world: World, *, is_launch: bool) -> tuple[Planned, Plan]:
         """Search, ask the engine, and search again with what it says, until both agree."""
-        if self._tools.estimate_memory.is_there:
+        if self._tools.estimate_memory.is_there and not world.model.is_estimate:
             found = await self._agreed(world, is_launch=is_launch)
             if found is not None:
                 return found
@@ -237,6 +249,7 @@ class Planner:
                 log.warning("plan.not_checked", extra={"reason": str(exc)})
                 return None
             plan = launch_plan.with_engine_memory(plan, world.model.shape, found)
+            plan = with_adapter_bytes(plan, world.options.memory)
             overcharged = launch_plan.overcharged(plan, planned.best)
             if not overcharged:
                 return planned, plan

@@ -20,12 +20,14 @@ from supervisor.core.entities import (
     Plan,
 )
 from supervisor.core.lifecycle import LIVE_STATES, Event, State
+from supervisor.core.model_reference import parse_reference
 from supervisor.core.renaming import names_device, renamed
 from supervisor.core.transport import warnings_of
 from supervisor.errors import BadRequest, DeploymentExists, DeploymentUnknown, WorkerBusy
 from supervisor.service.actor import TRUST_S, Actor
 from supervisor.service.clock import timestamp
 from supervisor.service.events import EventBus
+from supervisor.service.model_settings import ModelSettingsBook
 from supervisor.service.planning import Answer, Planner
 from supervisor.service.tools import Tools
 from supervisor.service.wishes import Relaunch
@@ -43,6 +45,7 @@ class Reconciler:
         self._tools = tools
         self._bus = bus
         self.planner = Planner(tools)
+        self.model_settings = ModelSettingsBook(tools)
         self._actors: dict[DeploymentId, Actor] = {}
         self._tasks: dict[DeploymentId, asyncio.Task[None]] = {}
         self._accepting = asyncio.Lock()
@@ -91,6 +94,7 @@ class Reconciler:
         if deployment.state is State.STOPPING:
             state = State.STOPPED
         reset: dict[str, object] = {"state": state, "port": None, "phase": "", "plan": None}
+        reset["pull"] = None
         reset["loads"] = reset["links"] = ()
         actor.awaited = deployment.plan if wants_to_run else None
         actor.deployment = deployment.model_copy(update=reset)
@@ -102,6 +106,9 @@ class Reconciler:
             DeploymentExists: One of that name wants to run already.
             ProjectError: It cannot be planned at all (bad model, no devices, no memory).
         """
+        spec = await asyncio.to_thread(self.model_settings.merged, spec)
+        if self._tools.name_model is not None:
+            spec = await asyncio.to_thread(self._tools.name_model, spec)
         name = DeploymentId(spec.name or _name_of(spec.model))
         self._refuse_running(name)
         asked_at_s = time.monotonic()
@@ -158,6 +165,7 @@ class Reconciler:
                 f"deployment {name} cannot take the name {spec.name!r}; launch another one of that "
                 "name instead"
             )
+        spec = await asyncio.to_thread(self.model_settings.merged, spec)
         spec = spec.model_copy(update={"name": name})
         async with self._replanning:
             await self._tools.registry.wait_trusted(TRUST_S)
@@ -205,6 +213,7 @@ class Reconciler:
             DeploymentUnknown
             ProjectError: There is no plan.
         """
+        spec = await asyncio.to_thread(self.model_settings.merged, spec)
         if replaces is None:
             return await self.planner.answer(spec)
         deployment = self.get(replaces)
@@ -375,7 +384,13 @@ def _uses(deployment: Deployment, agent_id: AgentId) -> bool:
 
 
 def _name_of(model: str) -> str:
-    """Deployment name from a model file: its stem, made safe for names."""
+    """Deployment name from a model file: its stem, made safe for names.
+
+    Of a reference to the hub: the repository and the quantisation, or the file's stem.
+    """
+    reference = parse_reference(model)
     stem = Path(model).stem
+    if reference is not None and not reference.file:
+        stem = f"{reference.repo.split('/')[1]}-{reference.quant}"
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).strip("-_.")
     return safe[:63] or "model"

@@ -1,15 +1,21 @@
 """What the use cases work with: the outside world, passed in by the composition root."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agents.contract import EngineFacts
-from supervisor.core.entities import Device
+from supervisor.core.commands import known_flags
+from supervisor.core.engine_help import EngineHelp, parse_help
+from supervisor.core.engine_options import OptionFile
+from supervisor.core.entities import DeploymentSpec, Device
+from supervisor.core.option_memory import FileFacts
 from supervisor.ports import (
     EngineProcesses,
+    HeldQuestion,
     LinkStarter,
     MemoryEstimator,
+    ModelFetcher,
     ModelReader,
     OwnNetworks,
     ServerClient,
@@ -37,9 +43,13 @@ class MainHost:
     inherited: Mapping[str, str]
     folder: Path
 
-    def take(self, engine: EngineFacts | None, known: frozenset[str]) -> None:
-        """From now on launches use that engine, which knows these options."""
-        self.engine, self.known_flags = engine, known
+    help: EngineHelp = field(default_factory=EngineHelp)
+    """What the engine says of its options."""
+
+    def take(self, engine: EngineFacts | None, help_text: str) -> None:
+        """From now on launches use that engine, whose llama-server has this ``--help``."""
+        self.engine, self.known_flags = engine, known_flags(help_text)
+        self.help = parse_help(help_text)
 
     @property
     def key_file(self) -> Path:
@@ -79,5 +89,17 @@ class Tools:
     reaches: Callable[[Device], Awaitable[bool]] | None = None
     """Whether the far end of a device's link answers, within seconds."""
     own_networks: OwnNetworks | None = None
+    held: HeldQuestion | None = None
+    """Asks devices which weights they hold; None: nobody helps a launch."""
+    read_option_files: Callable[[Sequence[OptionFile], str], FileFacts] | None = None
+    """Checks the files that model options name; the model's architecture, if it is known."""
+    name_model: Callable[[DeploymentSpec], DeploymentSpec] | None = None
+    """The spec with a path in place of a name of a model on this host. Blocks."""
+    projector_of: Callable[[str], str] | None = None
+    """The projector file beside a model; empty: there is none."""
+    names_of: Callable[[str], tuple[str, ...]] | None = None
+    """Path and reference of a model of this host, by any of its names; empty: unknown. Blocks."""
+    fetch_model: ModelFetcher | None = None
+    """Brings a model of the hub to this host."""
     engine_key: str = field(default="", repr=False)
     """What our llama-servers ask for: ``Authorization: Bearer``."""

@@ -22,11 +22,13 @@ from supervisor.core.offers import (
     is_host_itself,
     places_of,
 )
+from supervisor.core.option_memory import with_adapters
 from supervisor.core.planning import HOST, PlanRequest
 from supervisor.core.wires import chosen_far
 from supervisor.errors import AgentRefused, AgentUnreachable, BadSplit, NoDevices
 from supervisor.ports import Model
 from supervisor.service.eligibility import Asked, Choice, Eligibility, named_devices
+from supervisor.service.model_options import LaunchOptions, launch_options
 from supervisor.service.tools import Tools
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class World:
     """Those of them that cannot take part now."""
     request: PlanRequest
     lessons: Lessons
+    options: LaunchOptions
     remarks: tuple[str, ...]
     """What there is to say of devices and wishes, whatever the plan."""
 
@@ -81,6 +84,11 @@ class WorldReader:
             ),
             self._refreshed(choice, wish.asked),
         )
+        options = await asyncio.to_thread(
+            launch_options, choice.spec, model.facts.architecture, self._tools
+        )
+        model = replace(model, shape=with_adapters(model.shape, options.memory))
+        host = replace(host, option_bytes=options.memory.host_bytes)
         if silent := frozenset(d.id for d in choice.devices if d.id not in fresh):
             eligible = replace(eligible, silent=silent)
             choice = eligible.choose()
@@ -103,7 +111,9 @@ class WorldReader:
             absent=choice.left_out,
             request=request,
             lessons=eligible.lessons,
+            options=options,
             remarks=(
+                *options.remarks,
                 *choice.remarks,
                 *device_remarks.remarks(devices),
                 *remarks(request, places, eligible.lessons),

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import pytest
 from browser_page import browser
-from lab.page_views import VIEWS, View, Visitor, settled, visiting
+from lab.page_steps import settled
+from lab.page_views import VIEWS, View, Visitor, visiting
 from lab.page_world import FROZEN, World, serving
 from playwright.async_api import Browser
 

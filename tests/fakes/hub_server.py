@@ -14,12 +14,14 @@ import re
 import sys
 import threading
 import time
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 PIECE_BYTES = 1 << 16
+HASHED_BYTES = 1 << 30
 ENDS_WITHIN_S = 5.0
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -38,6 +40,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--wrong-size", type=int, default=0, help="bytes more in the listing")
     parser.add_argument("--no-ranges", action="store_true", help="the store sends whole files")
     parser.add_argument("--drip-s", type=float, default=0, help="between pieces of the store")
+    parser.add_argument("--wrong-bytes", action="store_true", help="the store sends others")
+    parser.add_argument("--silent-after", type=int, default=0, help="bytes, then nothing comes")
     parser.add_argument("--silent", action="store_true", help="the listing is never answered")
     parser.add_argument("--renamed", default="", help="OLD=NEW repository: redirects")
     parser.add_argument("--known", action="append", default=[], help="OWNER/REPO=JSON, its facts")
@@ -90,6 +94,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Our own log is on stdout."""
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         self.sent = 0
         self.state.begin()
@@ -101,6 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             self.state.log(
                 server=self.server_name,
+                method=self.command,
                 path=path,
                 query=urlsplit(self.path).query,
                 range=self.headers.get("Range", ""),
@@ -117,6 +125,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if self.command == "HEAD":
+            return 0
         self.wfile.write(body)
         return len(body)
 
@@ -196,7 +206,7 @@ class Hub(Handler):
     def sibling(self, path: Path, name: str) -> dict[str, object]:
         stat = path.stat()
         size = stat.st_size + self.state.options.wrong_size
-        digest = hashlib.sha256(f"{name} {size} {stat.st_mtime_ns}".encode()).hexdigest()
+        digest = digest_of(path, stat.st_size, stat.st_mtime_ns)
         if path.suffix != ".gguf":
             return {"rfilename": name, "size": size, "blobId": digest[:40]}
         lfs = {"sha256": digest, "size": size, "pointerSize": 134}
@@ -212,7 +222,25 @@ class Hub(Handler):
             )
         if not (self.state.options.folder / repo / name).is_file():
             return self.reply(404, X_Error_Code="EntryNotFound", X_Error_Message="Entry not found")
-        return self.reply(302, Location=f"{self.state.store}/{quote(f'{repo}/{name}')}?signed=1")
+        file = self.state.options.folder / repo / name
+        facts = self.sibling(file, name)
+        lfs = facts.get("lfs")
+        return self.reply(
+            302,
+            Location=f"{self.state.store}/{quote(f'{repo}/{name}')}?signed=1",
+            X_Repo_Commit=REVISION,
+            X_Linked_Etag=f'"{lfs["sha256"] if isinstance(lfs, dict) else facts["blobId"]}"',
+            X_Linked_Size=str(facts["size"]),
+        )
+
+
+@cache
+def digest_of(path: Path, size: int, changed_ns: int) -> str:
+    """SHA-256 as the hub has it; of huge made-up files a figure that looks alike, to save time."""
+    if size > HASHED_BYTES:
+        return hashlib.sha256(f"{path.name} {size} {changed_ns}".encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Store(Handler):
@@ -242,13 +270,19 @@ class Store(Handler):
     def send_file(self, path: Path, start: int, end: int) -> None:
         options = self.state.options
         cut = self.state.strikes(bool(options.cut_after))
+        falls_silent = self.state.strikes(bool(options.silent_after))
+        wrong = self.state.strikes(options.wrong_bytes)
         with path.open("rb") as file:
             file.seek(start)
             while start + self.sent < end:
                 if cut and self.sent >= options.cut_after:
                     self.close_connection = True
                     return
+                if falls_silent and self.sent >= options.silent_after:
+                    self.state.end.wait(60)
                 piece = file.read(min(PIECE_BYTES, end - start - self.sent))
+                if wrong:
+                    piece, wrong = bytes(len(piece) * [0x55]), False
                 self.wfile.write(piece)
                 self.sent += len(piece)
                 time.sleep(options.drip_s)

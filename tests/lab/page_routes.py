@@ -21,7 +21,8 @@ from starlette.types import Scope as AsgiScope
 from agents.errors import ProjectError
 from agents.requests import problem
 from lab.page_care_routes import CARE_ROUTES
-from lab.page_home import MODELS, deployment_id, dumped
+from lab.page_home import deployment_id, dumped
+from lab.page_model_routes import MODEL_ROUTES
 from lab.page_record_routes import RECORD_ROUTES, Handler, body_of, event_stream
 from lab.page_records import record, stamp
 from supervisor.api.join_lines import join_lines
@@ -90,7 +91,6 @@ def _routes() -> list[tuple[str, str, Handler]]:
         ("POST", f"{named}/drain", _drain),
         ("POST", f"{named}/measure", _measure),
         ("POST", "/api/join-code", _join_code),
-        ("GET", "/api/models", _models),
         ("GET", "/api/models/search", _search),
         ("GET", "/api/models/repo", _repo),
         ("POST", "/api/plan", _plan),
@@ -103,6 +103,7 @@ def _routes() -> list[tuple[str, str, Handler]]:
         ("POST", f"{one}/start", _start),
         ("POST", f"{one}/restart", _start),
         ("GET", f"{one}/logs/stream", _logs),
+        *MODEL_ROUTES,
         *RECORD_ROUTES,
         *CARE_ROUTES,
     ]
@@ -266,23 +267,13 @@ async def _join_code(world: "World", _: Request) -> Response:
 # -- models and plans --------------------------------------------------------------------------
 
 
-async def _models(world: "World", _: Request) -> Response:
-    if not world.scene.devices:
-        return JSONResponse([])
-    rows = [
-        {"path": each.path, "name": Path(each.path).name, "size_bytes": each.size_bytes}
-        for each in MODELS
-    ]
-    return JSONResponse(rows)
-
-
-def _reach_hub(world: "World") -> None:
+def reach_hub(world: "World") -> None:
     if world.scene.is_hub_down:
         raise HubUnreachable("huggingface.co does not answer; check this host's network")
 
 
 async def _search(world: "World", request: Request) -> Response:
-    _reach_hub(world)
+    reach_hub(world)
     text = request.query_params.get("q", "")
     rows = [
         {
@@ -300,7 +291,7 @@ async def _search(world: "World", request: Request) -> Response:
 
 
 async def _repo(world: "World", request: Request) -> Response:
-    _reach_hub(world)
+    reach_hub(world)
     repo = request.query_params["repo"]
     files = [
         {"reference": f"{repo}:{label}", "label": label, "size_bytes": int(size * 1e9),

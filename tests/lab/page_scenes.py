@@ -25,6 +25,7 @@ from lab.page_home import (
     dumped,
     engine,
 )
+from lab.page_models import PULLED, library, pull, pulls, usual
 from lab.page_records import (
     OUT_OF_MEMORY,
     PHONE_LEFT,
@@ -46,6 +47,7 @@ from supervisor.core.entities import (
     LaunchRecord,
     Plan,
 )
+from supervisor.core.library import LibraryModel
 from supervisor.core.lifecycle import State
 from supervisor.core.link_view import worker_loads
 from supervisor.core.request_record import RequestRecord
@@ -70,6 +72,8 @@ class Scene:
     requests: list[RequestRecord] = field(default_factory=list)
     launches: list[LaunchRecord] = field(default_factory=list)
     history: list[EventRecord] = field(default_factory=list)
+    library: list[LibraryModel] = field(default_factory=list)
+    pulls: list[Json] = field(default_factory=list)
     log_lines: int = 220
     """Of each process, all at once."""
     needs_key: bool = False
@@ -77,6 +81,10 @@ class Scene:
     problem: str = ""
     engine: EngineFacts = field(default_factory=engine)
     """Of the main host."""
+
+    def __post_init__(self) -> None:
+        if self.devices and not self.library:
+            self.library = usual(self.now)
 
 
 # -- parts -------------------------------------------------------------------------------------
@@ -412,6 +420,32 @@ def logs(now: datetime) -> Scene:
     return scene
 
 
+def models(now: datetime) -> Scene:
+    """Models in every tool's folder; one of them is served."""
+    scene = ready(now)
+    scene.name, scene.library = "models", library(now)
+    return scene
+
+
+def some_pulls(now: datetime) -> Scene:
+    """A pull in each state."""
+    scene = devices(now)
+    scene.name, scene.pulls = "pulls", [dumped(each) for each in pulls()]
+    return scene
+
+
+def fetching(now: datetime) -> Scene:
+    """What was launched comes from the hub first."""
+    home = Home(HOME, now)
+    coming = pull(1, PULLED, 4.68, 0.62, bytes_per_s=11_300_000, eta_s=157.4, deployments=(NAME,))
+    wanted = spec(model=PULLED)
+    made = deployment(now, State.FETCHING, since_s=580, spec=wanted, plan=home.answer(wanted).plan,
+                      pull=coming, timeline=timeline(0.09))  # fmt: skip
+    found = [dumped(made, token_time=None)]
+    return Scene("fetching", now, home, idle_devices(now), found, [traffic()],
+                 pulls=[dumped(coming)])  # fmt: skip
+
+
 SCENES: Final[Mapping[str, Callable[[datetime], Scene]]] = {
     "empty": empty,
     "devices": devices,
@@ -431,5 +465,8 @@ SCENES: Final[Mapping[str, Callable[[datetime], Scene]]] = {
     "signed-out": signed_out,
     "unreachable-hub": unreachable_hub,
     "no-fit": no_fit,
+    "models": models,
+    "pulls": some_pulls,
+    "fetching": fetching,
     "logs": logs,
 }

@@ -1,6 +1,6 @@
 """Every view of the page in every state that matters, for pictures and accessibility tests."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,27 +11,25 @@ from playwright.async_api import Browser, ConsoleMessage, Page
 from lab.page_home import LARGE, TOO_LARGE
 from lab.page_routes import KEY
 from lab.page_scenes import NAME
+from lab.page_steps import (
+    Step,
+    asks_to_remove,
+    clicks,
+    fits_are_known,
+    is_suggesting,
+    opens_model,
+    searches_models,
+    sends_ahead,
+    settled,
+)
 from lab.page_world import FROZEN, PageServer
 
 Theme = Literal["light", "dark"]
-Step = Callable[[Page, PageServer], Awaitable[None]]
 
 THEMES: Final[tuple[Theme, ...]] = ("light", "dark")
 SIZES: Final = {"desktop": (1280, 900), "phone": (390, 844)}
 LOST_FOR: Final = timedelta(seconds=47)
 FIRST_TOKEN: Final = timedelta(seconds=1.38)
-SETTLED_MS: Final = 120
-"""Nothing changed for so long; the page ticks once a second."""
-
-_SETTLED: Final = """ms => new Promise(done => {
-  const end = () => { observer.disconnect(); clearTimeout(last); done(); };
-  let timer = setTimeout(end, ms);
-  const again = () => { clearTimeout(timer); timer = setTimeout(end, ms); };
-  const observer = new MutationObserver(again);
-  const all = { subtree: true, childList: true, attributes: true, characterData: true };
-  observer.observe(document, all);
-  const last = setTimeout(end, 20 * ms);
-})"""
 
 
 @dataclass(frozen=True)
@@ -49,17 +47,6 @@ class View:
 
 
 # -- steps -------------------------------------------------------------------------------------
-
-
-def clicks(*selectors: str) -> Step:
-    """Click one after the other."""
-
-    async def step(page: Page, _: PageServer) -> None:
-        for selector in selectors:
-            await page.locator(selector).first.click()
-            await settled(page)
-
-    return step
 
 
 def picks(model: str) -> Step:
@@ -200,6 +187,7 @@ async def _loses_it(page: Page, server: PageServer) -> None:
 
 ONE: Final = f"#/deployments/{NAME}"
 LIST: Final = "#/deployments"
+MODELS: Final = "#/models"
 REFUSED: Final = frozenset({401})
 
 VIEWS: Final = (
@@ -234,10 +222,23 @@ VIEWS: Final = (
     View("launch-hub", "devices", "#/launch", _searches),
     View("launch-hub-unreachable", "unreachable-hub", "#/launch", _searches,
          refusals=frozenset({409})),
+    View("models-empty", "empty", MODELS),
+    View("models", "models", MODELS, fits_are_known, whole=True),
+    View("models-details", "models", MODELS, opens_model, whole=True),
+    View("models-sending", "models", MODELS, sends_ahead, whole=True),
+    View("models-remove", "models", MODELS, asks_to_remove),
+    View("models-pulls", "pulls", MODELS, whole=True),
+    View("models-get", "models", f"{MODELS}/get", whole=True),
+    View("models-suggesting", "models", f"{MODELS}/get", is_suggesting),
+    View("models-search", "models", f"{MODELS}/get", searches_models),
+    View("models-repo", "pulls", f"{MODELS}/get/bartowski%2FQwen3-14B-GGUF", whole=True),
+    View("models-hub-unreachable", "unreachable-hub", f"{MODELS}/get/bartowski%2FQwen3-14B-GGUF",
+         refusals=frozenset({409})),
     View("deployments-empty", "devices", LIST),
     View("deployments", "ready", LIST),
     View("deployments-many", "many", LIST),
     View("deployment-loading", "loading", ONE, whole=True),
+    View("deployment-fetching", "fetching", ONE, whole=True),
     View("deployment-waiting", "waiting", ONE),
     View("deployment-ready", "ready", ONE, whole=True),
     View("deployment-idle", "idle", ONE),
@@ -273,11 +274,6 @@ VIEWS: Final = (
 
 
 # -- visiting ----------------------------------------------------------------------------------
-
-
-async def settled(page: Page) -> None:
-    """Wait until nothing changes any more."""
-    await page.evaluate(_SETTLED, SETTLED_MS)
 
 
 @dataclass

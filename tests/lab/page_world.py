@@ -59,6 +59,7 @@ class World:
     change_fails: bool = False
     goes_on: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared, it holds back what the doctor finds, and work on engines half-way."""
+    model_settings: dict[str, Json] = field(default_factory=dict)
     keys: list[ApiKey] | None = None
     """None: nobody asked for them yet."""
     _streams: set[asyncio.Queue[bytes | None]] = field(default_factory=set)
@@ -79,6 +80,7 @@ class World:
         self.asked.clear()
         self.keys = self.engine_change = None
         self.change_fails = False
+        self.model_settings.clear()
         self.first_token.set()
         self.goes_on.set()
         self.check()
@@ -105,6 +107,7 @@ class World:
             "deployments": scene.deployments,
             "traffic": scene.traffic,
             "requests": [each.model_dump(mode="json") for each in scene.requests[:50]],
+            "pulls": scene.pulls,
         }
 
     def check(self) -> None:

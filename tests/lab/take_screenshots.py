@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from browser_page import FLAGS, find_chromium
 from playwright.async_api import Page, async_playwright
 
-from lab.page_views import SIZES, THEMES, VIEWS, Theme, View, Visitor, settled, visiting
+from lab.page_steps import settled
+from lab.page_views import SIZES, THEMES, VIEWS, Theme, View, Visitor, visiting
 from lab.page_world import FROZEN, World, serving
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "screenshots"

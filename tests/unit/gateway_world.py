@@ -23,8 +23,10 @@ from supervisor.core.entities import (
     Prediction,
 )
 from supervisor.core.gateway_routes import ROUTES, Api
+from supervisor.core.library import LibraryModel, NameIndex
 from supervisor.core.lifecycle import State
 from supervisor.core.request_record import RequestRecord
+from supervisor.errors import ModelMissing
 from supervisor.service.gateway import Gateway
 from supervisor.service.on_demand import OnDemand
 from supervisor.service.outlet import Failure, Outlet
@@ -209,11 +211,19 @@ class World:
         given = {"data_folder": self.folder, **self.settings}
         settings = Settings.model_validate(given)
         self.engines = EngineHttp("key")
-        listed: list[dict[str, object]] = [{"path": path} for path in self.files]
-        self.on_demand = OnDemand(settings, self, lambda: listed)
+        self.on_demand = OnDemand(settings, self, self._find_model)
         self.gateway = Gateway(
             settings, self, self.engines, self.accounts, self.on_demand, self.records.append
         )
+
+    def _find_model(self, text: str) -> LibraryModel | None:
+        listed = [
+            LibraryModel(path=f, parts=(f,), name=Path(f).stem, source="folder") for f in self.files
+        ]
+        try:
+            return NameIndex(listed).find(text)
+        except ModelMissing:
+            return None
 
     def all(self) -> list[Deployment]:
         return list(self.deployments.values())

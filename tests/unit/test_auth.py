@@ -287,6 +287,8 @@ async def test_who_may_only_use_the_gateway_may_no_more_there_than_that(edge: Ed
         ("GET", "/api/models/search", Scope.ADMIN),
         ("HEAD", "/api/models/search", Scope.ADMIN),
         ("GET", "/api/models/repo", Scope.ADMIN),
+        ("GET", "/api/models/suggest", Scope.ADMIN),
+        ("GET", "/api/models/fit", Scope.READ),
         ("GET", "/health", None),
         ("GET", "/v1/health", None),
     ],

@@ -1,0 +1,158 @@
+"""Compares files of models with what they should contain, as far as anything tells that."""
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from agents.errors import ProjectError
+from supervisor.adapters.model_walk import Stopped
+from supervisor.core.library import LibraryModel
+from supervisor.core.library_views import VerifiedFile, VerifiedModel, VerifyProgress
+
+_CHUNK_BYTES: Final = 4 << 20
+_TOLD_EVERY_BYTES: Final = 64 << 20
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_SHA1: Final = re.compile(r"[0-9a-f]{40}")
+_ORDER: Final = ("wrong", "unproven", "good")
+
+Etags = Callable[[str], Mapping[str, str]]
+"""By file of a repository: what the hub says of its content. Raises ``ProjectError``."""
+
+
+class _Digest(NamedTuple):
+    """What a file should have; ``git`` ones count as git does."""
+
+    text: str
+    told_by: str
+    is_git: bool = False
+
+
+class ModelChecks:
+    """Reads whole files; one model at a time is enough for any disk."""
+
+    def __init__(self, etags: Etags) -> None:
+        self._etags = etags
+
+    def verify(
+        self,
+        models: list[LibraryModel],
+        tell: Callable[[VerifyProgress], None],
+        stop: threading.Event,
+    ) -> tuple[VerifiedModel, ...]:
+        """Check all files of these models. Blocks, for as long as the disk takes.
+
+        Raises:
+            Stopped: ``stop`` was set.
+        """
+        wanted = [(model, self._wanted(model)) for model in models]
+        total = sum(_size(path) for _, digests in wanted for path, d in digests.items() if d)
+        meter = _Meter(total, tell, stop)
+        return tuple(_verified(model, digests, meter) for model, digests in wanted)
+
+    def _wanted(self, model: LibraryModel) -> dict[str, _Digest | None]:
+        """By path; None of a file of which nobody can say what it should contain."""
+        found = {path: _from_name(path) or _from_etag_file(path) for path in model.parts}
+        if all(found.values()) or not model.repo or len(model.repo_files) != len(model.parts):
+            return found
+        try:
+            etags = self._etags(model.repo)
+        except ProjectError:  # offline, or gone from the hub: its structure has to do
+            return found
+        for path, name in zip(model.parts, model.repo_files, strict=True):
+            etag = etags.get(name, "").strip('"').removeprefix("W/").strip('"')
+            if found[path] is None and _SHA256.fullmatch(etag):
+                found[path] = _Digest(etag, f"the hub, of {model.repo}")
+        return found
+
+
+class _Meter:
+    """Counts bytes over all files, and tells now and then."""
+
+    def __init__(
+        self, total: int, tell: Callable[[VerifyProgress], None], stop: threading.Event
+    ) -> None:
+        self._total, self._tell, self._stop = total, tell, stop
+        self._done = self._told = 0
+
+    def add(self, path: str, count: int) -> None:
+        if self._stop.is_set():
+            raise Stopped
+        self._done += count
+        if self._done - self._told >= _TOLD_EVERY_BYTES or not count:
+            self._told = self._done
+            total = max(self._total, self._done)
+            self._tell(VerifyProgress(path=path, done_bytes=self._done, total_bytes=total))
+
+
+def _verified(
+    model: LibraryModel, digests: Mapping[str, _Digest | None], meter: _Meter
+) -> VerifiedModel:
+    files = [_verified_file(path, digest, meter) for path, digest in digests.items()]
+    if model.problem:
+        files.append(VerifiedFile(path=model.path, verdict="wrong", detail=model.problem))
+    verdict = min((file.verdict for file in files), key=_ORDER.index, default="wrong")
+    return VerifiedModel(path=model.path, name=model.name, verdict=verdict, files=tuple(files))
+
+
+def _verified_file(path: str, wanted: _Digest | None, meter: _Meter) -> VerifiedFile:
+    if wanted is None:
+        detail = "nothing tells its checksum; its header and size are as they should be"
+        return VerifiedFile(path=path, verdict="unproven", detail=detail)
+    meter.add(path, 0)
+    try:
+        found = _digest_of(path, wanted, meter)
+    except OSError as exc:
+        detail = f"cannot be read: {exc.strerror or exc}"
+        return VerifiedFile(path=path, verdict="wrong", detail=detail)
+    kind = "git's checksum" if wanted.is_git else "sha256"
+    if found == wanted.text:
+        detail = f"{kind} as told by {wanted.told_by}"
+        return VerifiedFile(path=path, verdict="good", detail=detail)
+    detail = (
+        f"{kind} is {found[:12]}…, {wanted.told_by} says {wanted.text[:12]}…; delete it and"
+        " download it again"
+    )
+    return VerifiedFile(path=path, verdict="wrong", detail=detail)
+
+
+def _digest_of(path: str, wanted: _Digest, meter: _Meter) -> str:
+    with Path(path).open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        made = hashlib.sha1(f"blob {size}\0".encode()) if wanted.is_git else hashlib.sha256()  # noqa: S324
+        while chunk := file.read(_CHUNK_BYTES):
+            made.update(chunk)
+            meter.add(path, len(chunk))
+    return made.hexdigest()
+
+
+def _from_name(path: str) -> _Digest | None:
+    """Blobs are named by their content: of the hub's cache and of Ollama."""
+    real = Path(os.path.realpath(path))
+    if real.parent.name != "blobs":
+        return None
+    name = real.name.removeprefix("sha256-")
+    if _SHA256.fullmatch(name):
+        return _Digest(name, "its name")
+    is_git = _SHA1.fullmatch(name) is not None and real.name == name
+    return _Digest(name, "its name", is_git=True) if is_git else None
+
+
+def _from_etag_file(path: str) -> _Digest | None:
+    """llama.cpp keeps beside a file what the hub said of it."""
+    try:
+        text = Path(f"{path}.etag").read_bytes()[:200].decode("ascii", "replace")
+    except OSError:
+        return None
+    etag = text.strip().removeprefix("W/").strip('"')
+    return _Digest(etag, f"{Path(path).name}.etag") if _SHA256.fullmatch(etag) else None
+
+
+def _size(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,316 @@
+"""Commands about the models of this host: list, show, locate, check and delete them."""
+
+import contextlib
+import threading
+import time
+from typing import Annotated, Any, Final
+from urllib.parse import quote
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+
+from supervisor.cli import output
+from supervisor.cli.client import Client
+from supervisor.cli.launching import model_path
+from supervisor.cli.options import AsJson, Key, Url
+from supervisor.cli.watching import new_progress
+from supervisor.core.units import gib
+from supervisor.errors import (
+    ModelBroken,
+    SupervisorRefused,
+    SupervisorUnreachable,
+)
+
+ModelName = Annotated[
+    str, typer.Argument(help="path, file name, OWNER/REPO:QUANT, or NAME:TAG of Ollama")
+]
+
+_FITTED: Final = 20
+_FIT_WITHIN_S: Final = 4.0
+"""Without ``--fit``, what is not known by then is left out."""
+
+_FIT_PATIENCE_S: Final = 600.0
+_SHOWN_SKIPPED: Final = 5
+_COLOURS: Final = {"good": "green", "wrong": "red", "unproven": "yellow"}
+
+
+def models(
+    context: typer.Context,
+    fit: Annotated[
+        bool | None,
+        typer.Option("--fit/--no-fit", help="whether each fits this cluster, and how fast it runs"),
+    ] = None,
+    companions: Annotated[
+        bool, typer.Option("--all", help="projectors, adapters and the like as well")
+    ] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Models on the main host; without a command: list them."""
+    if context.invoked_subcommand is not None:
+        return
+    client = Client(url, key)
+    found = client.get("/api/models", companions=companions, max_age_s=5)
+    if as_json:
+        fits = _fits(client, found, _FIT_PATIENCE_S) if fit else {}
+        output.print_json([m | ({"fit": fits.get(m["path"])} if fit else {}) for m in found])
+        return
+    wanted = fit or (fit is None and len(found) <= _FITTED)
+    fits = _fits(client, found, _FIT_PATIENCE_S if fit else _FIT_WITHIN_S) if wanted else {}
+    _print(found, fits)
+    _print_places(client.get("/api/models/places"), is_empty=not found)
+
+
+def show(model: ModelName, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Show all that is known of one model."""
+    client = Client(url, key)
+    where = client.get("/api/models/where", model=model_path(model))
+    listed = client.get("/api/models", companions=True)
+    found = next((each for each in listed if each["path"] == where["path"]), None)
+    view = (found or {}) | where
+    if as_json:
+        output.print_json(view)
+        return
+    if found is None:
+        _print_where(where, [])
+        return
+    for name, value in _facts(found):
+        output.console.print(f"{name:>14}  {escape(value)}")
+    for word, colour in (("problem", "red"), ("warning", "yellow")):
+        if found[word]:
+            output.console.print(f"{word:>14}  [{colour}]{escape(found[word])}[/]")
+
+
+def where(model: ModelName, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Say where a model is: its files on this host, and what devices hold of it."""
+    client = Client(url, key)
+    found = client.get("/api/models/where", model=model_path(model))
+    try:
+        held = client.get("/api/models/holdings", model=found["path"])
+    except SupervisorRefused:  # it is broken, or fits nowhere: no device needs it
+        held = []
+    if as_json:
+        output.print_json(found | {"devices": held})
+        return
+    _print_where(found, held)
+
+
+def verify(
+    model: Annotated[str | None, typer.Argument(help="one model; else all of them")] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare files with their checksums, as far as anything tells them: it reads all of them."""
+    client = Client(url, key)
+    query = f"?model={quote(model_path(model), safe='')}" if model else ""
+    with new_progress() as progress:
+        progress.disable = as_json
+        task = progress.add_task("looking", total=None)
+        found = _follow(client, f"/api/models/verify{query}", progress, task)
+    if as_json:
+        output.print_json(found)
+    else:
+        _print_verified(found)
+    wrong = [each["name"] for each in found if each["verdict"] == "wrong"]
+    if wrong:
+        raise ModelBroken(
+            f"{len(wrong)} of {len(found)} models are not as they should be: {', '.join(wrong)};"
+            " delete and fetch them again"
+        )
+
+
+def remove(
+    model: ModelName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a model from this host; says first what goes, and who else uses it."""
+    client = Client(url, key)
+    path = f"/api/models?path={quote(model_path(model), safe='')}"
+    view = client.delete(f"{path}&dry_run=true")
+    if not as_json:
+        _print_removal(view)
+    if not dry_run:
+        if not yes and not typer.confirm("delete it?", err=True):
+            raise typer.Exit(1)
+        view = client.delete(path)
+        if not as_json:
+            output.console.print(f"deleted; {gib(view['freed_bytes'])} are free again")
+    if as_json:
+        output.print_json(view)
+
+
+# -- asking --------------------------------------------------------------------------------------
+
+
+def _fits(client: Client, found: list[dict[str, Any]], within_s: float) -> dict[str, Any]:
+    """By path, of those whose plan came in time."""
+    paths = [m["path"] for m in found if not (m["problem"] or m["is_companion"])]
+    answers: dict[str, Any] = {}
+
+    def ask() -> None:
+        for path in paths:
+            try:
+                answers[path] = client.get("/api/models/fit", model=path)
+            except SupervisorRefused as exc:
+                answers[path] = {"fits": None, "detail": str(exc)}
+            except SupervisorUnreachable:
+                return
+
+    until_s = time.monotonic() + within_s
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(max(until_s - time.monotonic(), 0))
+    return dict(answers)
+
+
+def _follow(client: Client, path: str, progress: Progress, task: TaskID) -> list[dict[str, Any]]:
+    with contextlib.closing(client.stream("POST", path)) as events:
+        for event, body in events:
+            if event == "problem":
+                raise SupervisorRefused(body["detail"], body["code"])
+            if event == "result":
+                result: list[dict[str, Any]] = body
+                return result
+            name = body["path"].rpartition("/")[2]
+            progress.update(
+                task,
+                total=body["total_bytes"] or None,
+                completed=body["done_bytes"],
+                description=escape(name),
+            )
+    raise SupervisorUnreachable("the supervisor ended during the check; run it again")
+
+
+# -- showing -------------------------------------------------------------------------------------
+
+
+def _print(found: list[dict[str, Any]], fits: dict[str, Any]) -> None:
+    columns = ["name", "source", "parameters", "quantisation", "size", "context"]
+    columns += ["fits", "speed"] if fits else []
+    made = output.table("Models", *columns)
+    for model in found:
+        cells = [
+            _name(model),
+            model["source"],
+            _count(model["parameters"]) if model["is_read"] else "…",
+            escape(model["quantisation"] or "?"),
+            gib(model["size_bytes"]) + _parts(model),
+            f"{model['ctx_train_tokens']:,}" if model["ctx_train_tokens"] else "?",
+        ]
+        made.add_row(*cells, *(_fit_cells(fits.get(model["path"])) if fits else ()))
+    output.console.print(made)
+    for model in found:
+        if model["problem"]:
+            output.console.print(f"[red]![/] {escape(model['problem'])}")
+
+
+def _name(model: dict[str, Any]) -> str:
+    name = escape(model["reference"] or model["name"])
+    if model["problem"]:
+        return f"[red]! {name}[/]"
+    return f"{name} [dim]({model['kind']})[/]" if model["is_companion"] else name
+
+
+def _parts(model: dict[str, Any]) -> str:
+    return f" in {len(model['parts'])} parts" if len(model["parts"]) > 1 else ""
+
+
+def _fit_cells(fit: dict[str, Any] | None) -> tuple[str, str]:
+    if not fit or fit["fits"] is None:
+        return "?", "-"
+    if not fit["fits"]:
+        return "[yellow]no[/]", "-"
+    speed = fit["tokens_per_s"]
+    context = f" at {fit['ctx_tokens']:,}" if fit.get("ctx_tokens") else ""
+    return f"[green]yes[/]{context}", f"{speed:.1f} tok/s" if speed else "?"
+
+
+def _count(parameters: int | None) -> str:
+    """``70.6 B``."""
+    value, unit = float(parameters or 0), ""
+    for larger in ("K", "M", "B", "T"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, f" {larger}"
+    return f"{value:.3g}{unit}" if parameters else "?"
+
+
+def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
+    context = model["ctx_train_tokens"]
+    named = [
+        ("name", model["name"]),
+        ("title", model["title"]),
+        ("kind", model["kind"] if model["is_companion"] else ""),
+        ("source", model["source"]),
+        ("reference", model["reference"]),
+        ("architecture", model["architecture"]),
+        ("parameters", _count(model["parameters"])),
+        ("quantisation", model["quantisation"]),
+        ("size", gib(model["size_bytes"])),
+        ("context", f"{context:,} tokens" if context else ""),
+        *(("file", path) for path in model["parts"]),
+        *(("also", name) for name in model["also"]),
+        ("projector", model["projector"]),
+        ("deployments", ", ".join(model.get("deployments", ()))),
+    ]
+    return [(name, value) for name, value in named if value]
+
+
+def _print_places(view: dict[str, Any], *, is_empty: bool) -> None:
+    if is_empty:
+        looked = ", ".join(place["path"] for place in view["places"])
+        output.console.print(f"no models in {escape(looked)}")
+    if view["unread"]:
+        output.console.print(f"{view['unread']} models are still to be read")
+    for skipped in view["skipped"][:_SHOWN_SKIPPED]:
+        output.console.print(f"[yellow]not read:[/] {escape(skipped)}")
+    if (more := len(view["skipped"]) - _SHOWN_SKIPPED) > 0:
+        output.console.print(f"[yellow]not read:[/] {more} more")
+
+
+def _print_where(found: dict[str, Any], held: list[dict[str, Any]]) -> None:
+    made = output.table(
+        f"{found['name']} ({found['source']})", "file", "size", "on disk", "content"
+    )
+    for part in found["parts"]:
+        sizes = gib(part["size_bytes"]), gib(part["disk_bytes"])
+        made.add_row(escape(part["path"]), *sizes, escape(part["content"]))
+    output.console.print(made)
+    for name in found["also"]:
+        output.console.print(f"also: {escape(name)}")
+    if found["deployments"]:
+        output.console.print(f"deployments: {escape(', '.join(found['deployments']))}")
+    if held:
+        devices = output.table("Devices", "device", "holds", "needs of it")
+        for each in held:
+            sizes = gib(each["held_bytes"]), gib(each["needed_bytes"])
+            devices.add_row(escape(each["device"]), *sizes)
+        output.console.print(devices)
+
+
+def _print_verified(found: list[dict[str, Any]]) -> None:
+    made = output.table("Verified", "model", "verdict", "how")
+    for model in found:
+        for at, file in enumerate(model["files"]):
+            colour = _COLOURS[file["verdict"]]
+            name = escape(model["name"]) if at == 0 else ""
+            made.add_row(name, f"[{colour}]{file['verdict']}[/]", escape(file["detail"]))
+    output.console.print(made)
+
+
+def _print_removal(view: dict[str, Any]) -> None:
+    output.console.print(f"{escape(view['name'])}: {gib(view['freed_bytes'])} would be free again")
+    for path in view["deletes"]:
+        output.console.print(f"  deletes {escape(path)}")
+    for kept in view["keeps"]:
+        output.console.print(f"  keeps {escape(kept)}")
+    if view["deployments"]:
+        names = escape(", ".join(view["deployments"]))
+        output.console.print(f"  [yellow]needed by[/] {names}, which could not start any more")

@@ -1,0 +1,102 @@
+"""Keeps settings of models, and finds those of the model that somebody launches."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from supervisor.core.entities import DeploymentSpec
+from supervisor.core.model_reference import parse_reference
+from supervisor.core.model_settings import ModelSettings, checked, merged, remarks
+from supervisor.errors import ModelMissing
+from supervisor.ports import StorePort
+from supervisor.service.model_options import launch_options
+from supervisor.service.tools import Tools
+
+_SHOWN_CHARS: Final = 200
+
+
+class ModelSettingsBook:
+    """Settings by model. A file has them under its real path, however it is named.
+
+    What was kept for a reference counts for the file that was fetched of it, too.
+    """
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._store: StorePort = tools.store
+
+    def all(self) -> list[ModelSettings]:
+        """Of all models, by their keys. Blocks, as all of this does.
+
+        Raises:
+            StoreUnusable
+        """
+        return self._store.model_settings()
+
+    def get(self, model: str) -> ModelSettings:
+        """Of a model by any of its names; without values if nothing is kept for it."""
+        kept = self.all()
+        if not kept:
+            return ModelSettings(model=key_of(model))
+        keys = self._keys(model)
+        found = {settings.model.lower(): settings for settings in kept}
+        ours = (found[key.lower()] for key in keys if key.lower() in found)
+        return next(ours, ModelSettings(model=keys[0]))
+
+    def put(self, model: str, values: Mapping[str, Any]) -> ModelSettings:
+        """Keep values for a model in place of those before.
+
+        Raises:
+            ModelMissing: It is no file here and no reference.
+            BadRequest, EngineOptionRefused, OptionFileUnusable: A value is not possible.
+        """
+        before = self.get(model)
+        key = before.model if before.values else self._keys(model)[0]
+        if not _is_file(key) and parse_reference(key) is None:
+            raise ModelMissing(
+                f"{model[:_SHOWN_CHARS]} is neither a model on the main host nor a reference such "
+                "as OWNER/REPO:QUANT; give the path of its first .gguf file"
+            )
+        settings = checked(key, values)
+        launch_options(merged(DeploymentSpec(model=key), settings), "", self._tools)
+        if settings.values:
+            self._store.save_model_settings(settings)
+        else:
+            self._store.delete_model_settings(key)
+        return settings
+
+    def forget(self, model: str) -> None:
+        """Keep nothing for a model any more."""
+        self._store.delete_model_settings(self.get(model).model)
+
+    def merged(self, spec: DeploymentSpec) -> DeploymentSpec:
+        """A spec with what is kept for its model, where the caller said nothing."""
+        settings = self.get(spec.model)
+        return merged(spec, settings) if settings.values else spec
+
+    def remarks(self, spec: DeploymentSpec) -> tuple[str, ...]:
+        """Which values of a spec are kept ones, in sentences."""
+        return remarks(spec, self.get(spec.model))
+
+    def _keys(self, model: str) -> tuple[str, ...]:
+        """What its settings may be kept under, the best first."""
+        key, names_of = key_of(model), self._tools.names_of
+        others = tuple(key_of(name) for name in (names_of(key) if names_of else ()))
+        first = (key,) if Path(key).is_absolute() else ()
+        return tuple(dict.fromkeys((*first, *others, key)))
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # such as a name that is too long
+        return False
+
+
+def key_of(model: str) -> str:
+    """What a model is called here: its file's real path, or its reference as it is written."""
+    try:
+        path = Path(model).expanduser()
+        return str(path.resolve()) if path.exists() else model.strip()
+    except (RuntimeError, OSError, ValueError):  # such as "~nobody/model.gguf"
+        return model.strip()

@@ -1,0 +1,188 @@
+"""What is kept for a model: checked, merged under what the caller says, and told."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from supervisor.adapters.store import Store
+from supervisor.core.entities import DeploymentSpec
+from supervisor.core.model_settings import ModelSettings, checked, merged, remarks
+from supervisor.errors import BadRequest, EngineOptionRefused, ModelMissing
+from supervisor.service.model_settings import ModelSettingsBook, key_of
+from supervisor.service.tools import MainHost, Tools
+
+MODEL = "/m.gguf"
+
+
+def kept(**values: Any) -> ModelSettings:
+    return checked(MODEL, values)
+
+
+def asked(**fields: Any) -> DeploymentSpec:
+    return DeploymentSpec(model=MODEL, **fields)
+
+
+def test_values_are_kept_as_json_and_only_those_given() -> None:
+    settings = kept(ctx_tokens=8192, aliases=["a"], lora=[{"path": "/l"}], kv_type=None)
+    assert settings.values == {
+        "ctx_tokens": 8192, "aliases": ["a"], "lora": [{"path": "/l", "scale": 1.0}],
+    }  # fmt: skip
+    assert ModelSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"ctx_tokens": 1}, "ctx_tokens cannot be kept"),
+        ({"contxt": 4096}, "contxt cannot be kept"),
+        ({"\ud800é": 1}, "cannot be kept for a model"),
+        ({"sampling": {"top_p": 2}}, "sampling.top_p cannot"),
+        ({"name": "x"}, "name belongs to one deployment"),
+        ({"model": "/y"}, "model belongs to one deployment"),
+    ],
+)
+def test_what_no_spec_can_have_is_not_kept(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadRequest, match=told):
+        kept(**values)
+
+
+def test_kept_values_fill_what_the_caller_left_out() -> None:
+    spec = merged(asked(slots=2), kept(ctx_tokens=8192, slots=4, kv_type="q8_0"))
+    assert (spec.ctx_tokens, spec.slots, spec.kv_type) == (8192, 2, "q8_0")
+
+
+def test_the_callers_default_value_wins_when_it_was_given() -> None:
+    assert merged(asked(ctx_tokens=4096), kept(ctx_tokens=8192)).ctx_tokens == 4096
+    assert merged(asked(mmproj=""), kept(mmproj="/p.gguf")).mmproj == ""
+
+
+def test_null_and_empty_lists_are_not_given() -> None:
+    spec = asked(kv_type=None, aliases=(), engine_options=[])
+    spec = merged(spec, kept(kv_type="q8_0", aliases=["a"], engine_options=["--jinja"]))
+    assert (spec.kv_type, spec.aliases, spec.engine_options) == ("q8_0", ("a",), ("--jinja",))
+
+
+def test_a_merged_spec_has_all_its_values_and_is_merged_no_more() -> None:
+    spec = merged(asked(name="x"), kept(ctx_tokens=8192))
+    stored = DeploymentSpec.model_validate_json(spec.model_dump_json())
+    assert stored == spec
+    assert merged(stored, kept(ctx_tokens=512)).ctx_tokens == 8192
+
+
+def test_only_values_that_are_followed_are_told() -> None:
+    settings = kept(
+        ctx_tokens=16384, kv_type="q8_0", sampling={"top_k": 5}, on_demand=True, aliases=["a", "b"]
+    )
+    spec = merged(asked(kv_type="f16"), settings)
+    assert remarks(spec, settings) == (
+        "Context 16,384: your setting for this model.",
+        "Sampling top_k 5: your setting for this model.",
+        "On demand on: your setting for this model.",
+        "Aliases a, b: your setting for this model.",
+    )
+
+
+def test_long_values_are_told_in_short() -> None:
+    settings = kept(engine_options=[f"--grammar={'x' * 500}"])
+    (told,) = remarks(merged(asked(), settings), settings)
+    assert len(told) < 150
+
+
+def test_a_file_has_one_key_however_it_is_named(tmp_path: Path) -> None:
+    file, link = tmp_path / "m.gguf", tmp_path / "link.gguf"
+    file.touch()
+    link.symlink_to(file)
+    assert key_of(str(link)) == key_of(f"{tmp_path}/./m.gguf") == key_of(str(file))
+    assert key_of(" Owner/Repo:Q4_K_M ") == "Owner/Repo:Q4_K_M"
+    assert key_of("~nobody-at-all/x") == "~nobody-at-all/x"
+
+
+def test_the_store_keeps_replaces_and_forgets(tmp_path: Path) -> None:
+    store = Store(tmp_path / "supervisor.db")
+    try:
+        store.save_model_settings(kept(ctx_tokens=512))
+        store.save_model_settings(kept(ctx_tokens=8192))
+        store.save_model_settings(checked("/a.gguf", {"slots": 2}))
+        assert [s.model for s in store.model_settings()] == ["/a.gguf", MODEL]
+        assert store.model_settings()[1].values == {"ctx_tokens": 8192}
+        store.delete_model_settings("/a.gguf")
+        store.delete_model_settings("/never")
+        assert [s.model for s in store.model_settings()] == [MODEL]
+    finally:
+        store.close()
+
+
+# -- by any name -----------------------------------------------------------------------------------
+
+
+def book(tmp_path: Path, names: Mapping[str, tuple[str, ...]]) -> tuple[ModelSettingsBook, Store]:
+    """Settings in a store of their own, and a library that knows these names."""
+    store = Store(tmp_path / "supervisor.db")
+    host = MainHost("h", "", "linux", 1, None, frozenset(), {}, tmp_path)
+    tools = SimpleNamespace(
+        store=store,
+        main_host=host,
+        names_of=lambda text: names.get(text, ()),
+        projector_of=None,
+        read_option_files=None,
+    )
+    return ModelSettingsBook(cast("Tools", tools)), store
+
+
+REFERENCE = "Owner/Repo:Q4_K_M"
+
+
+def test_a_model_has_one_set_of_settings_under_all_its_names(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.touch()
+    known = (str(file), REFERENCE)
+    names = {str(file): known, "m": known, REFERENCE: known}
+    kept, store = book(tmp_path, names)
+    try:
+        assert kept.put("m", {"ctx_tokens": 8192}).model == str(file)
+        for name in (str(file), "m", REFERENCE):
+            assert kept.get(name).values == {"ctx_tokens": 8192}
+            assert kept.merged(DeploymentSpec(model=name)).ctx_tokens == 8192
+        kept.put(REFERENCE, {"slots": 2})
+        assert [s.values for s in kept.all()] == [{"slots": 2}]
+        assert kept.remarks(kept.merged(DeploymentSpec(model="m"))) == (
+            "Slots 2: your setting for this model.",
+        )
+        kept.forget("m")
+        assert kept.all() == []
+    finally:
+        store.close()
+
+
+def test_what_was_kept_for_a_reference_counts_once_it_is_fetched(tmp_path: Path) -> None:
+    names: dict[str, tuple[str, ...]] = {}
+    kept, store = book(tmp_path, names)
+    try:
+        kept.put("owner/repo:q4_k_m", {"slots": 2})
+        assert kept.get(REFERENCE).values == {"slots": 2}
+        file = tmp_path / "m.gguf"
+        file.touch()
+        names[str(file)] = (str(file), REFERENCE)
+        assert kept.get(str(file)).values == {"slots": 2}
+        kept.put(str(file), {})
+        assert kept.all() == []
+    finally:
+        store.close()
+
+
+def test_only_models_have_settings(tmp_path: Path) -> None:
+    kept, store = book(tmp_path, {})
+    try:
+        with pytest.raises(ModelMissing, match="neither a model"):
+            kept.put("/nowhere/m.gguf", {"slots": 2})
+        with pytest.raises(ModelMissing, match="neither a model"):
+            kept.put("0" * 4000, {"slots": 2})
+        assert kept.get("0" * 4000).values == {}
+        with pytest.raises(EngineOptionRefused):
+            kept.put(REFERENCE, {"engine_options": ["--host=x"]})
+        assert kept.all() == []
+    finally:
+        store.close()

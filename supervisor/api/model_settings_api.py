@@ -9,7 +9,7 @@ from supervisor.core.model_settings import ModelSettings
 from supervisor.service.model_settings import ModelSettingsBook
 
 ModelName = Annotated[
-    str, Query(min_length=1, max_length=4096, description="path of its first file, or reference")
+    str, Query(min_length=1, max_length=2048, description="path of its first file, or reference")
 ]
 
 

@@ -45,7 +45,7 @@ def create_suggest_router(suggester: Suggester) -> APIRouter:
     @router.get("/fit")
     async def fit(
         request: Request,
-        model: Annotated[str, Query(max_length=4096)],
+        model: Annotated[str, Query(max_length=2048)],
         ctx_tokens: CtxTokens = None,
     ) -> ModelFit:
         return await _while_there(request, suggester.fitter.of_file(model, ctx_tokens))

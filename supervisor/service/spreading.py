@@ -112,6 +112,7 @@ class Spreader:
         if not idle:
             return None
         tensors = {str(a): t for a, t in (await shares(self._tools, plan)).items()}
+        # The link process has looked at the same files by now, so the cache of names is begun.
         needs = await asyncio.to_thread(known_chunks, self._folder, tensors)
         if not needs:
             return None

@@ -11,6 +11,7 @@ from test_launch_plan import FACTS, SHAPE, spec
 from test_offers import HOST, device, measured
 
 from agents.contract import DeviceFacts, EngineFacts
+from supervisor.core.engine_help import EngineHelp
 from supervisor.core.engine_memory import EngineMemory, EngineUse
 from supervisor.core.entities import AgentId, DeploymentId, Device, Plan
 from supervisor.core.lessons import Lesson
@@ -118,13 +119,18 @@ def planner(
             device_measurements=lambda: list(found.devices.values()) if known else [],
             link_measurements=lambda: list(found.links.values()) if known else [],
             lessons=lambda: list(kept.values()),
+            model_settings=list,
             save_lesson=lambda lesson: kept.update({lesson.agent_id: lesson}),
         ),
         read_model=lambda _: MODEL,
         read_any_model=lambda _: MODEL,
         estimate_memory=estimator,
         host_available_bytes=lambda: int(host_gib * GIB),
-        main_host=SimpleNamespace(boot_id=HOST.boot_id, platform="linux", cores=4, engine=engine),
+        main_host=SimpleNamespace(
+            boot_id=HOST.boot_id, platform="linux", cores=4, engine=engine, help=EngineHelp()
+        ),
+        projector_of=None,
+        read_option_files=None,
     )
     return Planner(cast(Tools, tools), now_s), estimator, registry
 

@@ -76,7 +76,7 @@ def create_app(services: rest.Services, page_folder: Path) -> FastAPI:
     app.include_router(create_logs_router(logs))
     app.include_router(create_measure_router(services.measurer))
     app.include_router(create_push_router(services.pusher))
-    app.include_router(create_engines_router(services.engine_installer))
+    app.include_router(create_engines_router(services.engine_installer, services.engine_changer))
     app.include_router(create_engine_change_router(services.engine_changer))
     app.include_router(create_events_router(services.journal, services.bus))
     app.include_router(create_report_router(services.reporter))

@@ -268,6 +268,9 @@ async def _with_version(engine: EngineFacts, environ: Mapping[str, str]) -> Engi
 async def release_told(engine: EngineFacts, environ: Mapping[str, str]) -> str:
     """The release that llama-server says it is of, as ``b10516``; empty if it does not say.
 
+    The number counts the commits of the repository that it was built in; without one, or in a
+    shallow one, that is 0 or 1.
+
     Raises:
         EngineUnusable: It cannot be executed.
     """
@@ -276,7 +279,7 @@ async def release_told(engine: EngineFacts, environ: Mapping[str, str]) -> str:
     _, output = await run([engine.llama_server, "--version"], environ)
     match = _VERSION.search(output)
     number = (match["build"] or match["version"]) if match else ""
-    return f"b{number}" if number.isdigit() else ""
+    return f"b{number}" if number.isdigit() and int(number) > 1 else ""
 
 
 async def _supports_rpc(llama_server: str, environ: Mapping[str, str]) -> bool:

@@ -97,7 +97,7 @@ class BadRequest(InputError):
 
 
 class EngineOptionRefused(InputError):
-    """An option for llama-server that does not exist, is not the operator's, or has no such value."""
+    """An option for llama-server that there is not, that is ours, or that has no such value."""
 
     code = "engine_option_refused"
 

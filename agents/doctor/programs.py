@@ -35,7 +35,8 @@ _WRONG_KIND: Final = (
 )
 _HOMEBREW: Final = ("/homebrew/", "/linuxbrew/", "/usr/local/Cellar/", "/usr/local/opt/")
 _GET_ONE: Final = (
-    "join again: the main host sends its own build; or 'supervisor engine install' there"
+    "'supervisor engine install' on the main host gets one for all; a joined device then gets it "
+    "by itself"
 )
 
 

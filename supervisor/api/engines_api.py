@@ -9,9 +9,11 @@ from fastapi import APIRouter, Depends, Path
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import Field
 
+from agents.errors import ProjectError
 from supervisor.api import sse
 from supervisor.core.engine_builds import checked_build
 from supervisor.core.entities import FrozenModel
+from supervisor.service.engine_change import EngineChanger
 from supervisor.service.engine_installing import (
     BuildView,
     EngineInstaller,
@@ -40,9 +42,19 @@ class RemovedBuild(FrozenModel):
     archives: tuple[str, ...]
 
 
-def create_engines_router(installer: EngineInstaller) -> APIRouter:
+def create_engines_router(installer: EngineInstaller, changer: EngineChanger) -> APIRouter:
     """Routes under ``/api/engine-builds``."""
     router = APIRouter(prefix="/api")
+
+    async def _taken_into_use(result: InstalledBuild) -> InstalledBuild:
+        """Who has nothing to lose need not be asked."""
+        try:
+            await changer.begin(result.build)
+        except ProjectError as exc:
+            note = f"the main host has no engine, and cannot use this one: {exc}"
+        else:
+            note = f"the main host had no engine; it and its devices take {result.build} into use"
+        return result.model_copy(update={"notes": (*result.notes, note)})
 
     async def admitted(wish: InstallWish) -> InstallWish:
         # Before the stream begins, so that a refusal has a status of its own.
@@ -59,7 +71,8 @@ def create_engines_router(installer: EngineInstaller) -> APIRouter:
         wish: Annotated[InstallWish, Depends(admitted)],
     ) -> AsyncIterator[ServerSentEvent]:
         async def work(tell: Tell) -> InstalledBuild:
-            return await installer.install(wish.build, wish.variants, tell)
+            result = await installer.install(wish.build, wish.variants, tell)
+            return await _taken_into_use(result) if installer.is_wanted_here else result
 
         stream = sse.working(work, shown=_plain, answered=_plain)
         async with contextlib.aclosing(stream):

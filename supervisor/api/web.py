@@ -83,7 +83,7 @@ def create_app(services: rest.Services, page_folder: Path) -> FastAPI:
     app.include_router(create_pulls_router(services.pulls))
     app.include_router(create_models_router(services.library, services.upkeep))
     app.include_router(create_model_settings_router(services.reconciler.model_settings))
-    app.include_router(create_engines_router(services.engine_installer))
+    app.include_router(create_engines_router(services.engine_installer, services.engine_changer))
     app.include_router(create_engine_change_router(services.engine_changer))
     app.include_router(create_events_router(services.journal, services.bus))
     app.include_router(create_report_router(services.reporter))

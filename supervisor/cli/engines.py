@@ -30,7 +30,7 @@ from agents import datafolder
 from agents import engine as engines
 from agents.contract import EngineFacts
 from supervisor.cli import engine_use, output
-from supervisor.cli.client import Client, default_folder
+from supervisor.cli.client import Client
 from supervisor.cli.options import AsJson, Config, Data, Key, Url, load_settings
 from supervisor.core.units import gib
 from supervisor.errors import SupervisorRefused, SupervisorRunning, SupervisorUnreachable
@@ -73,7 +73,7 @@ def list_engines(
     as_json: AsJson = False,
 ) -> None:
     """Show the llama.cpp programs of this host, and the builds for devices."""
-    found = asyncio.run(_inspected(folder, (data or default_folder()) / "engines"))
+    found = asyncio.run(_inspected(folder, load_settings(config, data).data_folder / "engines"))
     if not as_json:
         _print_programs(found)  # also when no supervisor answers
     builds = _builds(url, key, data, config).all()

@@ -98,6 +98,12 @@ class EngineInstaller:
         self._one_at_a_time = asyncio.Lock()
         self._installing = ""
 
+    @property
+    def is_wanted_here(self) -> bool:
+        """Whether this main host has no engine that works, so that any is an improvement."""
+        engine = self._main_engine()
+        return engine is None or bool(engine.problem)
+
     async def install(
         self, build: str | None, variants: Sequence[str], tell: Tell
     ) -> InstalledBuild:

@@ -24,8 +24,7 @@ _LOOK_EVERY_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 5.0
 _LONGEST_PAUSE_S: Final = 300.0
 _NOTHING: Final = (
-    "the main host has none to give either: 'supervisor engine install' fetches a build for all, "
-    "'supervisor engine use' takes it into use"
+    "the main host has none to give either: 'supervisor engine install' there fetches one for all"
 )
 
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from browser_page import FLAGS, find_chromium
 from lab.page_scenes import LOG_LINES, NAME
-from lab.page_views import settled
+from lab.page_steps import settled
 from lab.page_world import PageServer, World, serving, worker_names
 from playwright.async_api import Browser, Page, async_playwright
 

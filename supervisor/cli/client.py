@@ -92,7 +92,8 @@ class Client:
         """As :meth:`stream`, with the id that each event has."""
         try:
             # The supervisor sends a comment every 15 s, so silence means that it is gone.
-            with self._http.stream(method, path, json=body, params=params) as response:
+            # An empty set of parameters would take those away that are in the path.
+            with self._http.stream(method, path, json=body, params=params or None) as response:
                 if response.is_error:
                     response.read()
                     raise _refusal(response)

@@ -106,6 +106,8 @@ async def test_models_of_other_tools_are_listed_launched_by_name_and_kept_from_h
         "page": "wrong",
         "newest": "wrong",
     }
+    one = await cli(cluster, "models", "verify", "recite:tiny", "--json")
+    assert [each["name"] for each in json.loads(one.stdout)] == ["recite:tiny"]
     await cli(cluster, "models", "rm", REPO, "--yes")
     assert not list((home / ".cache" / "huggingface" / "hub").glob("models--*"))
     assert set(await whole(cluster)) == {"recite:tiny", "page", "newest"}

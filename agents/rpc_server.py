@@ -135,8 +135,7 @@ class RpcServer:
             if spec.generation <= self._over:
                 # A request that waited while we were stopped, and whose sender gave up long ago.
                 raise StaleGeneration(f"generation {spec.generation} was stopped before")
-            is_up = self._status.state in (WorkerState.STARTING, WorkerState.READY)
-            if spec.generation == self._status.generation and is_up:
+            if spec.generation == self._status.generation and self._is_up:
                 return self.status()
             await self._end_measurement(f"launch {spec.generation}")
             await self._end()
@@ -161,7 +160,7 @@ class RpcServer:
         """Stop what runs, as whoever asked for it is gone; whether anything ran."""
         async with self._one_at_a_time:
             await self._end_measurement("the silence of the main host")
-            if self._status.state not in (WorkerState.STARTING, WorkerState.READY):
+            if not self._is_up:
                 return False
             self._over = self._status.generation
             await self._end()
@@ -176,7 +175,7 @@ class RpcServer:
             EngineInUse: Something runs.
         """
         async with self._one_at_a_time:
-            if self._status.state in (WorkerState.STARTING, WorkerState.READY):
+            if self._is_up:
                 raise EngineInUse(
                     f"the rpc-server of launch {self._status.generation} is {self._status.state}; "
                     "the engine is changed when it has ended"
@@ -261,11 +260,15 @@ class RpcServer:
         return self._measurement.resident_bytes() if self._measurement else 0
 
     @property
+    def _is_up(self) -> bool:
+        return self._status.state in (WorkerState.STARTING, WorkerState.READY)
+
+    @property
     def _is_measuring(self) -> bool:
         return self._measurement is not None and not self._measurement.is_over
 
     def _refuse_measuring(self) -> None:
-        if self._status.state in (WorkerState.STARTING, WorkerState.READY):
+        if self._is_up:
             raise MeasurementRefused(
                 f"the rpc-server of launch {self._status.generation} is {self._status.state} on "
                 "this device; stop that first, and measure when it is idle"

@@ -1,16 +1,13 @@
 """REST API of what is kept for models."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Response
 
+from supervisor.api.parameters import ModelName
 from supervisor.core.model_settings import ModelSettings
 from supervisor.service.model_settings import ModelSettingsBook
-
-ModelName = Annotated[
-    str, Query(min_length=1, max_length=2048, description="path of its first file, or reference")
-]
 
 
 def create_model_settings_router(book: ModelSettingsBook) -> APIRouter:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from supervisor.api import sse
+from supervisor.api.parameters import ModelName
 from supervisor.core.entities import FrozenModel
 from supervisor.core.library import LibraryModel
 from supervisor.core.library_views import (
@@ -19,11 +20,6 @@ from supervisor.core.library_views import (
 )
 from supervisor.service.library import Library
 from supervisor.service.model_upkeep import ModelUpkeep
-
-ModelName = Annotated[
-    str, Query(min_length=1, max_length=2048, description="path, file name, reference or NAME:TAG")
-]
-
 
 Work = Coroutine[Any, Any, tuple[VerifiedModel, ...]]
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from supervisor.api import sse
+from supervisor.api.parameters import ModelName
 from supervisor.core.entities import DeploymentSpec, PushView
 from supervisor.core.holdings import HoldingView
 from supervisor.service.holdings import Holdings
@@ -31,16 +32,12 @@ def create_push_router(pusher: Pusher, holdings: Holdings) -> APIRouter:
                 yield event
 
     @router.get("/models/holdings")
-    async def get_holdings(
-        model: Annotated[str, Query(description="path of the model's first file")],
-    ) -> tuple[HoldingView, ...]:
+    async def get_holdings(model: ModelName) -> tuple[HoldingView, ...]:
         """Takes as long as hashing the model does, the first time."""
         return await holdings.holdings(DeploymentSpec(model=model))
 
     @router.get("/models/holdings/stream", response_class=EventSourceResponse)
-    async def stream_holdings(
-        model: Annotated[str, Query(description="path of the model's first file")],
-    ) -> AsyncIterator[ServerSentEvent]:
+    async def stream_holdings(model: ModelName) -> AsyncIterator[ServerSentEvent]:
         """The same with progress while the model is hashed."""
         spec = DeploymentSpec(model=model)
         stream = sse.working(

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from supervisor.api import sse
+from supervisor.api.parameters import ModelName
 from supervisor.core.suggesting import USUAL_MIN_SPEED, ModelFit
 from supervisor.service.suggesting import Suggester, SuggestWish
 
@@ -45,7 +46,7 @@ def create_suggest_router(suggester: Suggester) -> APIRouter:
     @router.get("/fit")
     async def fit(
         request: Request,
-        model: Annotated[str, Query(max_length=2048)],
+        model: ModelName,
         ctx_tokens: CtxTokens = None,
     ) -> ModelFit:
         return await _while_there(request, suggester.fitter.of_file(model, ctx_tokens))

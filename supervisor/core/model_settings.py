@@ -29,7 +29,9 @@ _CALLED: Final = {
 class ModelSettings(FrozenModel):
     """The settings of one model."""
 
-    model: str = Field(description="the real path of its first file, or its reference on the hub")
+    model: str = Field(
+        description="its reference, of the hub or of Ollama, or its first file's path"
+    )
     values: dict[str, Any] = Field(
         default_factory=dict, description="fields of a deployment's spec, as JSON has them"
     )

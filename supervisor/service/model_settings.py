@@ -16,9 +16,10 @@ _SHOWN_CHARS: Final = 200
 
 
 class ModelSettingsBook:
-    """Settings by model. A file has them under its real path, however it is named.
+    """Settings by model, under its reference if it has one, else under its real path.
 
-    What was kept for a reference counts for the file that was fetched of it, too.
+    So they stay when a newer version of the file is fetched, and what was kept for a reference
+    counts for the file that was fetched of it.
     """
 
     def __init__(self, tools: Tools) -> None:
@@ -81,9 +82,8 @@ class ModelSettingsBook:
     def _keys(self, model: str) -> tuple[str, ...]:
         """What its settings may be kept under, the best first."""
         key, names_of = key_of(model), self._tools.names_of
-        others = tuple(key_of(name) for name in (names_of(key) if names_of else ()))
-        first = (key,) if Path(key).is_absolute() else ()
-        return tuple(dict.fromkeys((*first, *others, key)))
+        path, *references = (names_of(model) or names_of(key) if names_of else ()) or (key,)
+        return tuple(dict.fromkeys((*references, key_of(path), key)))
 
 
 def _is_file(path: str) -> bool:

@@ -142,7 +142,7 @@ def test_a_model_has_one_set_of_settings_under_all_its_names(tmp_path: Path) -> 
     names = {str(file): known, "m": known, REFERENCE: known}
     kept, store = book(tmp_path, names)
     try:
-        assert kept.put("m", {"ctx_tokens": 8192}).model == str(file)
+        assert kept.put("m", {"ctx_tokens": 8192}).model == REFERENCE
         for name in (str(file), "m", REFERENCE):
             assert kept.get(name).values == {"ctx_tokens": 8192}
             assert kept.merged(DeploymentSpec(model=name)).ctx_tokens == 8192
@@ -169,6 +169,24 @@ def test_what_was_kept_for_a_reference_counts_once_it_is_fetched(tmp_path: Path)
         assert kept.get(str(file)).values == {"slots": 2}
         kept.put(str(file), {})
         assert kept.all() == []
+    finally:
+        store.close()
+
+
+def test_a_newer_version_of_a_file_has_the_settings_of_its_reference(tmp_path: Path) -> None:
+    blobs = [tmp_path / "blob-1", tmp_path / "blob-2"]
+    shown = tmp_path / "snapshot.gguf"
+    names = {name: (str(shown), REFERENCE) for name in (str(shown), REFERENCE)}
+    kept, store = book(tmp_path, names)
+    try:
+        for blob in blobs:
+            blob.touch()
+            shown.unlink(missing_ok=True)
+            shown.symlink_to(blob)
+            if blob is blobs[0]:
+                kept.put(str(shown), {"slots": 2})
+            for name in (str(shown), REFERENCE):
+                assert kept.get(name).values == {"slots": 2}
     finally:
         store.close()
 

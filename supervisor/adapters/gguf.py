@@ -23,6 +23,7 @@ from supervisor.adapters.gguf_parse import (
     parse_part,
     shown,
 )
+from supervisor.core.model_headers import plain
 from supervisor.errors import ModelBroken, ModelMissing
 
 __all__ = [
@@ -68,7 +69,7 @@ class GgufHeader:
         """``general.name``, or the file's name without part number and suffix."""
         named = self.metadata.get("general.name")
         if isinstance(named, str) and named.strip():
-            return named.strip()[:MAX_SHOWN]
+            return plain(named.strip()[:MAX_SHOWN])
         match = PART_NAME.fullmatch(self.path.name)
         return match["stem"] if match else self.path.stem
 

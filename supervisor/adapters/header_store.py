@@ -78,7 +78,7 @@ class HeaderStore:
                 return
             entries = [[*version, facts.as_list()] for version, facts in self._known.items()]
             self._is_changed = False
-        privatefile.write(self._file, json.dumps({"format": _FORMAT, "headers": entries}))
+            privatefile.write(self._file, json.dumps({"format": _FORMAT, "headers": entries}))
 
 
 def _loaded(file: Path) -> dict[FileVersion, HeaderFacts]:

@@ -3,6 +3,7 @@
 A scan looks at every folder and file, and reads only headers of versions that it has not seen.
 """
 
+import logging
 import os
 import re
 import threading
@@ -11,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,11 @@ from supervisor.core.model_headers import (
 )
 from supervisor.core.quantisation import label_in
 from supervisor.errors import ModelMissing
+
+log = logging.getLogger(__name__)
+
+FEW: Final = 16
+"""Headers that whoever asks for the list waits for: a moment."""
 
 READERS: Final = 2
 """Threads that read headers; each holds the interpreter most of the time."""
@@ -64,6 +69,8 @@ class _Scan:
     folders: dict[str, int] = field(default_factory=dict)
     young: dict[str, FileVersion] = field(default_factory=dict)
     at_ns: int = 0
+    groups: tuple[_Group, ...] = ()
+    skipped: tuple[str, ...] = ()
     by_file: dict[tuple[int, int], _Group] = field(default_factory=dict)
 
 
@@ -90,7 +97,7 @@ class ModelScanner:
         Args:
             stop: Ends it early, by ``Stopped``.
             tell: Hears what there is at once, and every second until all headers are read. Without
-                it none is read: those that are not known yet are left for the next scan.
+                it those that are not known are read only if they are few, else left for the next.
         """
         with self._lock:
             at_ns = time.time_ns()
@@ -98,23 +105,19 @@ class ModelScanner:
             if tell is not None:
                 self._headers.forget_recent()
             groups = self._groups(walk)
-            scan = self._scan = _seen(walk, groups, at_ns)
-            listing = self._listing(groups, walk)
-        if tell is None or not listing.unread:
+            self._scan = _seen(walk, groups, at_ns)
+            listing = self._listing()
+        unread = [f for g in groups for f in g.files if self._headers.known(f.version) is None]
+        if not unread or (tell is None and len(unread) > FEW):
             return listing
-        tell(listing)
+        if tell is not None:
+            tell(listing)
 
-        def latest() -> Listing:
-            with self._lock:
-                if self._scan is scan:
-                    return self._listing(groups, walk)
-            return self.scan(stop)  # somebody else has looked at the folders since
-
-        for _ in self._read(groups, stop):
-            tell(latest())
-        listing = latest()
-        self._headers.save({each.version for group in groups for each in group.files})
-        return listing
+        for _ in self._read(unread, stop):
+            if tell is not None:
+                tell(self._latest())
+        self._save({each.version for group in groups for each in group.files})
+        return self._latest()
 
     def is_outdated(self) -> bool:
         """Whether a scan would find something else; costs one look per folder. Blocks."""
@@ -151,33 +154,38 @@ class ModelScanner:
         for place in self._find_places():
             for group in sorted(_grouped(files_in(place, walk)), key=_goodness):
                 other = best.get(group.identity)
-                if other is None:
-                    best[group.identity] = group
-                else:
-                    names = (*other.also, *(f.path for f in group.files), *_names(group))
-                    kept = {f.path for f in other.files} | set(_names(other))
-                    also = tuple(dict.fromkeys(name for name in names if name not in kept))
-                    best[group.identity] = replace(other, also=also)
+                best[group.identity] = _merged(other, group) if other else group
         return list(best.values())
 
-    def _read(self, groups: list[_Group], stop: threading.Event) -> Iterator[None]:
-        """Read what is not known, and yield about every second."""
-        unread = (f for g in groups for f in g.files if self._headers.known(f.version) is None)
+    def _read(self, unread: list[FoundFile], stop: threading.Event) -> Iterator[None]:
+        """Read them, and yield about every second."""
         told_s = time.monotonic()
         with ThreadPoolExecutor(READERS, thread_name_prefix="headers") as pool:
-            while batch := list(islice(unread, _AT_ONCE)):
+            for start in range(0, len(unread), _AT_ONCE):
                 if stop.is_set():
                     raise Stopped
-                for _ in pool.map(self._read_one, batch):
+                for _ in pool.map(self._read_one, unread[start : start + _AT_ONCE]):
                     pass
                 if time.monotonic() - told_s >= _TOLD_EVERY_S:
                     told_s = time.monotonic()
                     yield
 
+    def _latest(self) -> Listing:
+        """Of what was seen last, perhaps by another scan, with what was read since."""
+        with self._lock:
+            return self._listing()
+
+    def _save(self, used: set[FileVersion]) -> None:
+        try:
+            self._headers.save(used)
+        except OSError as exc:  # they are only read again after the next start
+            log.warning("models.headers_not_kept", extra={"reason": str(exc)})
+
     def _read_one(self, file: FoundFile) -> None:
         self._headers.read(file.path, _file_name(file), file.version)
 
-    def _listing(self, groups: Iterable[_Group], walk: Walk) -> Listing:
+    def _listing(self) -> Listing:
+        groups = self._scan.groups
         known: dict[str, bool | None] = {}
 
         def knows(architecture: str) -> bool | None:
@@ -200,7 +208,7 @@ class ModelScanner:
             built[key] = model or _model(group, whole if is_known else None, projector, knows)
         self._built = built
         models = sorted(built.values(), key=lambda model: (model.name.casefold(), model.path))
-        return Listing(tuple(models), tuple(walk.skipped), unread)
+        return Listing(tuple(models), self._scan.skipped, unread)
 
 
 def _seen(walk: Walk, groups: list[_Group], at_ns: int) -> _Scan:
@@ -208,7 +216,7 @@ def _seen(walk: Walk, groups: list[_Group], at_ns: int) -> _Scan:
     files = [each for group in groups for each in group.files]
     young = {f.path: f.version for f in files if f.version.changed_ns > since_ns}
     by_file = {each.version[:2]: group for group in groups for each in group.files}
-    return _Scan(walk.folders, young, at_ns, by_file)
+    return _Scan(walk.folders, young, at_ns, tuple(groups), tuple(walk.skipped), by_file)
 
 
 def _changed_ns(folder: str) -> int:
@@ -280,6 +288,17 @@ def _refreshed(group: _Group, walk: Walk) -> _Group | None:
 
 def _goodness(group: _Group) -> tuple[int, int]:
     return group.files[0].rank, -group.files[0].version.modified_ns
+
+
+def _merged(best: _Group, other: _Group) -> _Group:
+    """Two ways to the same files, under the better name: in one's own folders no link's."""
+    if other.files[0].source == best.files[0].source == "folder":
+        is_link = (os.path.islink(group.files[0].path) for group in (best, other))  # noqa: PTH114
+        if tuple(is_link) == (True, False):
+            best, other = replace(other, also=best.also), best
+    names = (*best.also, *(f.path for f in other.files), *_names(other))
+    kept = {f.path for f in best.files} | set(_names(best))
+    return replace(best, also=tuple(dict.fromkeys(name for name in names if name not in kept)))
 
 
 def _names(group: _Group) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Walks folders of models: links are followed, loops are not, what cannot be read is counted."""
 
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ MAX_DEPTH: Final = 12
 MAX_FOLDERS: Final = 100_000
 MAX_FILES: Final = 50_000
 SUFFIX: Final = ".gguf"
+
+_ODD: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and bytes that are no UTF-8."""
 
 
 class Seen(NamedTuple):
@@ -51,8 +55,11 @@ class Walk:
                 if stat.S_ISDIR(found.st_mode):
                     if depth < MAX_DEPTH:
                         waiting.append((entry.path, depth + 1))
-                elif stat.S_ISREG(found.st_mode) and self.files < MAX_FILES:
+                elif stat.S_ISREG(found.st_mode):
                     self.files += 1
+                    if self.files > MAX_FILES:
+                        self.skipped.append(f"{root}: models beyond the first {MAX_FILES:,}")
+                        return
                     yield Seen(entry.path, entry.name, version_of(found))
 
     def entries(
@@ -76,7 +83,8 @@ class Walk:
         self.folders[folder] = found.st_mtime_ns
         try:
             with os.scandir(folder) as entries:
-                return sorted(entries, key=lambda entry: entry.name)
+                named = [entry for entry in entries if self._is_readable(entry)]
+            return sorted(named, key=lambda entry: entry.name)
         except NotADirectoryError:
             return []
         except OSError as exc:
@@ -95,6 +103,13 @@ class Walk:
     def skip(self, path: str, exc: Exception) -> None:
         reason = exc.strerror if isinstance(exc, OSError) else ""
         self.skipped.append(f"{path}: {reason or exc}")
+
+    def _is_readable(self, entry: "os.DirEntry[str]") -> bool:
+        """Whether its name can be shown and sent; names are bytes, and may be anything."""
+        if _ODD.search(entry.name) is None:
+            return True
+        self.skipped.append(f"{_ODD.sub('?', entry.path)}: its name is no text; rename it")
+        return False
 
     def _looked_at(self, entry: "os.DirEntry[str]") -> os.stat_result | None:
         """Hidden things are caches and half downloads; other files are no models."""

@@ -39,7 +39,7 @@ def create_models_router(library: Library, upkeep: ModelUpkeep) -> APIRouter:
     @router.get("")
     async def models(
         max_age_s: Annotated[
-            float | None, Query(ge=0, description="scan anew if the last scan is older")
+            float | None, Query(ge=0, description="look for changes if the last look is older")
         ] = None,
         *,
         companions: Annotated[

@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 from supervisor.cli import output
 from supervisor.cli.client import Client
 from supervisor.cli.launching import model_path
+from supervisor.cli.model_list import count, print_models
 from supervisor.cli.options import AsJson, Key, Url
 from supervisor.cli.watching import new_progress
 from supervisor.core.units import gib
@@ -52,14 +53,15 @@ def models(
     if context.invoked_subcommand is not None:
         return
     client = Client(url, key)
-    found = client.get("/api/models", companions=companions, max_age_s=5)
+    found = client.get("/api/models", companions=companions, max_age_s=0)
     if as_json:
         fits = _fits(client, found, _FIT_PATIENCE_S) if fit else {}
         output.print_json([m | ({"fit": fits.get(m["path"])} if fit else {}) for m in found])
         return
     wanted = fit or (fit is None and len(found) <= _FITTED)
     fits = _fits(client, found, _FIT_PATIENCE_S if fit else _FIT_WITHIN_S) if wanted else {}
-    _print(found, fits)
+    if found:
+        print_models(found, fits)
     _print_places(client.get("/api/models/places"), is_empty=not found)
 
 
@@ -88,9 +90,10 @@ def where(model: ModelName, url: Url = None, key: Key = None, as_json: AsJson = 
     client = Client(url, key)
     found = client.get("/api/models/where", model=model_path(model))
     try:
-        held = client.get("/api/models/holdings", model=found["path"])
-    except SupervisorRefused:  # it is broken, or fits nowhere: no device needs it
+        held = _held(client, found["path"], is_quiet=as_json)
+    except SupervisorRefused as exc:  # it is broken, say: no device needs it
         held = []
+        output.errors.print(f"what devices hold of it is not known: {escape(str(exc))}")
     if as_json:
         output.print_json(found | {"devices": held})
         return
@@ -117,8 +120,8 @@ def verify(
     wrong = [each["name"] for each in found if each["verdict"] == "wrong"]
     if wrong:
         raise ModelBroken(
-            f"{len(wrong)} of {len(found)} models are not as they should be: {', '.join(wrong)};"
-            " delete and fetch them again"
+            f"{len(wrong)} of {len(found)} models failed the check: {', '.join(wrong)};"
+            " delete and fetch again what is wrong"
         )
 
 
@@ -170,6 +173,25 @@ def _fits(client: Client, found: list[dict[str, Any]], within_s: float) -> dict[
     return dict(answers)
 
 
+def _held(client: Client, path: str, *, is_quiet: bool) -> list[dict[str, Any]]:
+    """What each device holds; the first time the whole model is read for it."""
+    with new_progress() as progress:
+        progress.disable = is_quiet
+        task = progress.add_task("naming its parts, once", total=None)
+        address = f"/api/models/holdings/stream?model={quote(path, safe='')}"
+        with contextlib.closing(client.stream("GET", address)) as events:
+            for event, body in events:
+                if event == "problem":
+                    raise SupervisorRefused(body["detail"], body["code"])
+                if event == "result":
+                    result: list[dict[str, Any]] = body
+                    return result
+                progress.update(
+                    task, total=body["total_bytes"] or None, completed=body["done_bytes"]
+                )
+    raise SupervisorUnreachable("the supervisor ended meanwhile; run it again")
+
+
 def _follow(client: Client, path: str, progress: Progress, task: TaskID) -> list[dict[str, Any]]:
     with contextlib.closing(client.stream("POST", path)) as events:
         for event, body in events:
@@ -191,57 +213,6 @@ def _follow(client: Client, path: str, progress: Progress, task: TaskID) -> list
 # -- showing -------------------------------------------------------------------------------------
 
 
-def _print(found: list[dict[str, Any]], fits: dict[str, Any]) -> None:
-    columns = ["name", "source", "parameters", "quantisation", "size", "context"]
-    columns += ["fits", "speed"] if fits else []
-    made = output.table("Models", *columns)
-    for model in found:
-        cells = [
-            _name(model),
-            model["source"],
-            _count(model["parameters"]) if model["is_read"] else "…",
-            escape(model["quantisation"] or "?"),
-            gib(model["size_bytes"]) + _parts(model),
-            f"{model['ctx_train_tokens']:,}" if model["ctx_train_tokens"] else "?",
-        ]
-        made.add_row(*cells, *(_fit_cells(fits.get(model["path"])) if fits else ()))
-    output.console.print(made)
-    for model in found:
-        if model["problem"]:
-            output.console.print(f"[red]![/] {escape(model['problem'])}")
-
-
-def _name(model: dict[str, Any]) -> str:
-    name = escape(model["reference"] or model["name"])
-    if model["problem"]:
-        return f"[red]! {name}[/]"
-    return f"{name} [dim]({model['kind']})[/]" if model["is_companion"] else name
-
-
-def _parts(model: dict[str, Any]) -> str:
-    return f" in {len(model['parts'])} parts" if len(model["parts"]) > 1 else ""
-
-
-def _fit_cells(fit: dict[str, Any] | None) -> tuple[str, str]:
-    if not fit or fit["fits"] is None:
-        return "?", "-"
-    if not fit["fits"]:
-        return "[yellow]no[/]", "-"
-    speed = fit["tokens_per_s"]
-    context = f" at {fit['ctx_tokens']:,}" if fit.get("ctx_tokens") else ""
-    return f"[green]yes[/]{context}", f"{speed:.1f} tok/s" if speed else "?"
-
-
-def _count(parameters: int | None) -> str:
-    """``70.6 B``."""
-    value, unit = float(parameters or 0), ""
-    for larger in ("K", "M", "B", "T"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, f" {larger}"
-    return f"{value:.3g}{unit}" if parameters else "?"
-
-
 def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
     context = model["ctx_train_tokens"]
     named = [
@@ -251,7 +222,7 @@ def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
         ("source", model["source"]),
         ("reference", model["reference"]),
         ("architecture", model["architecture"]),
-        ("parameters", _count(model["parameters"])),
+        ("parameters", count(model["parameters"])),
         ("quantisation", model["quantisation"]),
         ("size", gib(model["size_bytes"])),
         ("context", f"{context:,} tokens" if context else ""),
@@ -268,7 +239,8 @@ def _print_places(view: dict[str, Any], *, is_empty: bool) -> None:
         looked = ", ".join(place["path"] for place in view["places"])
         output.console.print(f"no models in {escape(looked)}")
     if view["unread"]:
-        output.console.print(f"{view['unread']} models are still to be read")
+        are = "model is" if view["unread"] == 1 else "models are"
+        output.console.print(f"{view['unread']} {are} still to be read")
     for skipped in view["skipped"][:_SHOWN_SKIPPED]:
         output.console.print(f"[yellow]not read:[/] {escape(skipped)}")
     if (more := len(view["skipped"]) - _SHOWN_SKIPPED) > 0:
@@ -290,8 +262,8 @@ def _print_where(found: dict[str, Any], held: list[dict[str, Any]]) -> None:
     if held:
         devices = output.table("Devices", "device", "holds", "needs of it")
         for each in held:
-            sizes = gib(each["held_bytes"]), gib(each["needed_bytes"])
-            devices.add_row(escape(each["device"]), *sizes)
+            held_bytes = gib(each["held_bytes"]) if each["is_known"] else "did not answer"
+            devices.add_row(escape(each["device"]), held_bytes, gib(each["needed_bytes"]))
         output.console.print(devices)
 
 

@@ -1,5 +1,6 @@
 """What the library remembers of the header of one GGUF file; pure."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -22,6 +23,8 @@ _NO_CHAT: Final = frozenset(
     | {"wavtokenizer-dec"}
 )
 """Architectures that nobody chats with."""
+
+_CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 T = TypeVar("T")
 
@@ -97,8 +100,8 @@ def facts_of(
     is_embedder = architecture in _NO_CHAT or f"{architecture}.pooling_type" in metadata
     return HeaderFacts(
         kind=_kind(file_name, metadata, architecture, count),
-        architecture=architecture,
-        name=_at(metadata, "general.name", str, "").strip()[:MAX_NAME],
+        architecture=plain(architecture),
+        name=plain(_at(metadata, "general.name", str, "").strip()[:MAX_NAME]),
         parameters=parameters,
         quantisation=quantisation_of(file_name, metadata.get("general.file_type"), bytes_by_type),
         ctx_train_tokens=_at(metadata, f"{architecture}.context_length", int, 0),
@@ -111,6 +114,11 @@ def facts_of(
         has_chat_template="tokenizer.chat_template" in metadata,
         needs_chat_template=not is_embedder,
     )
+
+
+def plain(text: str) -> str:
+    """A stranger's text without what would command a terminal."""
+    return _CONTROLS.sub("?", text)
 
 
 def _kind(file_name: str, metadata: Mapping[str, object], architecture: str, tensors: int) -> str:

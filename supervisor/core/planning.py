@@ -13,6 +13,9 @@ HOST = "main host"
 NO_OVERRIDE = "zzz=CPU"
 """Matches no tensor; any ``-ot`` turns off llama.cpp's four input copies (planning.md 1.5)."""
 
+LEAST_S = 1e-6
+"""Of a model whose blocks have no weights, which is none, though a header may say so."""
+
 
 class GpuLimit(FrozenModel):
     """A Mac's limit on what its GPU may use, where that binds before memory does."""
@@ -155,7 +158,7 @@ class Placement(FrozenModel):
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        return self.prompt_tokens / self.times.prompt_s
+        return self.prompt_tokens / max(self.times.prompt_s, LEAST_S)
 
     @property
     def output_device(self) -> str:

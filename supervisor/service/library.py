@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol
 
 from supervisor.core.entities import DeploymentSpec
@@ -54,24 +55,32 @@ class Library:
         self._told: dict[str, LibraryModel] = {}
         self._told_unread = 0
         self._stop = threading.Event()
+        self._is_behind = asyncio.Event()
         self._indexed = (Listing(), NameIndex(()))
 
     async def models(self, max_age_s: float | None = None) -> Listing:
         """All models; those of a first scan may not all be read yet.
 
         Args:
-            max_age_s: Scan anew if the last scan is older; None: only if there was none.
+            max_age_s: Look for changes if the last look is older; None: only if there was none.
         """
         oldest_s = float("inf") if max_age_s is None else max_age_s
         listing = self._listing
-        if listing is not None and time.monotonic() - self._scanned_at_s <= oldest_s:
+        if listing is None:
+            return await self.refresh()
+        if time.monotonic() - self._scanned_at_s <= oldest_s:
             return listing
-        return await self.refresh()
+        if await asyncio.to_thread(self._scanner.is_outdated):
+            return await self.refresh()
+        self._scanned_at_s = time.monotonic()
+        return self._listing or listing
 
     async def refresh(self) -> Listing:
-        """Scan folders now; headers that are not known are left to ``run``."""
+        """Scan folders now; many headers that are not known are left to ``run``."""
         listing = await asyncio.to_thread(self._scanner.scan, self._stop)
         self._take(listing)
+        if listing.unread:
+            self._is_behind.set()
         return listing
 
     async def run(self) -> None:
@@ -79,7 +88,9 @@ class Library:
         try:
             await self._scan_whole()
             while True:
-                await asyncio.sleep(LOOK_EVERY_S)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._is_behind.wait(), LOOK_EVERY_S)
+                self._is_behind.clear()
                 unread = self._listing.unread if self._listing else 0
                 if unread or await asyncio.to_thread(self._scanner.is_outdated):
                     await self._scan_whole()
@@ -149,9 +160,7 @@ class Library:
         Raises:
             ModelMissing, ModelAmbiguous: With what there is to choose from.
         """
-        if text.startswith(("/", "~")):
-            text = os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111
-        return self._find(text)
+        return self._find(full_path(text))
 
     def _listed(self) -> Listing:
         if self._listing is None:
@@ -226,12 +235,13 @@ class Library:
             return ""
 
     def names_of(self, text: str) -> tuple[str, ...]:
-        """Path and reference of a model by any of its names; none if it is not here. Blocks."""
+        """Path and references of a model by any of its names; none if it is not here. Blocks."""
         try:
             found = self.find(text)
         except (ModelMissing, ModelAmbiguous):
             return ()
-        return (found.path, found.reference) if found.reference else (found.path,)
+        files = (f"{found.repo}/{file}" for file in found.repo_files if found.repo)
+        return (found.path, *filter(None, (found.reference, *files)))
 
     def known_name(self, text: str) -> LibraryModel | None:
         """The model that a request names; None if there is none. Blocks.
@@ -270,6 +280,13 @@ def _is_for_the_hub(text: str, model: LibraryModel) -> bool:
         return False
     exact = {model.reference, *(f"{model.repo}/{file}" for file in model.repo_files)}
     return model.source == "hub" or text.casefold() not in {name.casefold() for name in exact}
+
+
+def full_path(text: str) -> str:
+    """A path in full; names stay as they are."""
+    if text.startswith(("/", "~")):
+        return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111
+    return text
 
 
 def _existing(text: str) -> str | None:

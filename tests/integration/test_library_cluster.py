@@ -71,7 +71,7 @@ async def test_models_of_other_tools_are_listed_launched_by_name_and_kept_from_h
         "newest": "folder",
     }
     shown = (await cli(cluster, "models", "--no-fit")).stdout
-    for words in (f"{REPO}:F16", "recite:tiny", "! page", "is a web page", "from-the-future-9"):
+    for words in (f"{REPO}:F16", "recite:tiny", "broken", "is a web page", "from-the-future-9"):
         assert words in shown
 
     refused = await cli(cluster, "launch", "newest", status=1)
@@ -104,7 +104,7 @@ async def test_models_of_other_tools_are_listed_launched_by_name_and_kept_from_h
         "recite-F16": "good",
         "recite:tiny": "good",
         "page": "wrong",
-        "newest": "wrong",
+        "newest": "unproven",
     }
     one = await cli(cluster, "models", "verify", "recite:tiny", "--json")
     assert [each["name"] for each in json.loads(one.stdout)] == ["recite:tiny"]

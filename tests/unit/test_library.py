@@ -24,7 +24,7 @@ from model_places_made import (
     split,
 )
 
-from supervisor.adapters import header_store
+from supervisor.adapters import header_store, model_scanner
 from supervisor.adapters.header_store import HeaderStore
 from supervisor.adapters.model_scanner import ModelScanner
 from supervisor.adapters.model_walk import Stopped
@@ -231,6 +231,37 @@ async def test_who_asks_for_fresh_models_gets_them(tmp_path: Path) -> None:
     put(tmp_path / "models" / "a.gguf", model())
     assert (await library.models()).models == ()
     assert len((await library.models(max_age_s=0)).models) == 1
+
+
+async def test_few_new_headers_are_read_at_once_and_many_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_module, "LOOK_EVERY_S", 3600.0)
+    library = library_of(tmp_path)
+    async with asyncio.timeout(60), running(library):
+        put(tmp_path / "models" / "a.gguf", model())
+        (found,) = (await library.models(max_age_s=0)).models
+        assert (found.is_read, found.parameters) == (True, 40)
+        for number in range(model_scanner.FEW + 2):
+            put(tmp_path / "models" / f"m{number}.gguf", model())
+        assert (await library.models(max_age_s=0)).unread == model_scanner.FEW + 2
+        while (await library.models()).unread:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_memory_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(header_store, "_SETTLED_NS", 0)
+    (tmp_path / "library.json").mkdir()
+    put(tmp_path / "models" / "a.gguf", model())
+    library = Library(scanner(tmp_path), EventBus())
+    async with asyncio.timeout(60), running(library):
+        while not (await library.models()).models or (await library.models()).unread:
+            await asyncio.sleep(0.01)
+        while "models.headers_not_kept" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert len((await library.models(max_age_s=0)).models) == 1
 
 
 # -- names ---------------------------------------------------------------------------------------

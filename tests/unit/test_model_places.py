@@ -21,6 +21,7 @@ from model_places_made import (
     split,
 )
 
+from supervisor.adapters import model_walk
 from supervisor.adapters.model_places import places
 from supervisor.adapters.model_scanner import ModelScanner
 from supervisor.core.library import LibraryModel, Listing
@@ -269,6 +270,30 @@ def test_partial_and_hidden_files_are_no_models(tmp_path: Path) -> None:
         put(own / name, model())
     put(cache_of(tmp_path) / "models--a--b" / "blobs" / "123.incomplete", model())
     assert listed(scanner(tmp_path)).models == ()
+
+
+def test_names_that_are_no_text_are_told_and_harm_no_other(tmp_path: Path) -> None:
+    own = tmp_path / "models"
+    put(own / "good.gguf", model("A\x1b[2Jname\u202e"))
+    for name in (b"caf\xe9.gguf", b"bad\x1b[2J.gguf", b"line\n.gguf"):
+        Path(os.fsdecode(os.path.join(os.fsencode(own), name))).write_bytes(model())
+    listing = listed(scanner(tmp_path))
+    (found,) = listing.models
+    assert (found.name, found.title) == ("good", "A?[2Jname?")
+    assert f"{own}/caf?.gguf: its name is no text; rename it" in listing.skipped
+    assert len(listing.skipped) == 3
+    "".join(listing.skipped).encode()
+
+
+def test_more_files_than_are_looked_at_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_walk, "MAX_FILES", 2)
+    for name in "abcd":
+        put(tmp_path / "models" / f"{name}.gguf", model(name))
+    listing = listed(scanner(tmp_path))
+    assert [found.name for found in listing.models] == ["a", "b"]
+    assert listing.skipped == (f"{tmp_path}/models: models beyond the first 2",)
 
 
 def test_a_folder_that_is_a_file_or_a_pipe_named_as_a_model_does_no_harm(tmp_path: Path) -> None:

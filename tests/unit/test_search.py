@@ -540,3 +540,9 @@ def test_predicted_times_are_those_of_the_stages() -> None:
     assert len(best.times.stages) == len(best.devices) == 2
     assert best.decode_tokens_per_s == pytest.approx(1 / best.times.token_s)
     assert best.prefill_tokens_per_s == pytest.approx(1000 / best.times.prompt_s)
+
+
+def test_blocks_without_weights_have_a_speed_like_any_others() -> None:
+    best = planned(GPU, shape=model([layer(1200 * MIB)])).best
+    times = best.times.model_copy(update={"prompt_s": 0.0})
+    assert best.model_copy(update={"times": times}).prefill_tokens_per_s > 0

@@ -10,6 +10,7 @@ Source:
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,10 +30,12 @@ from tenacity import (
     stop_after_attempt,
     wait_random_exponential,
 )
+from tenacity.nap import sleep_using_event
 
 from agents.errors import ProjectError
 from supervisor import __version__
 from supervisor.core.model_reference import FoundRepo, RepoFile
+from supervisor.core.pulling import is_within
 from supervisor.errors import HubOffline, HubUnreachable, ModelForbidden, ModelMissing
 
 log = logging.getLogger(__name__)
@@ -133,6 +136,8 @@ class Hub:
 
     patience: Patience = Patience()
     endpoint: str = field(default_factory=lambda: constants.ENDPOINT)
+    stop: threading.Event = field(default_factory=threading.Event, compare=False)
+    """Set by who no longer waits for an answer, from any thread."""
 
     def listing(self, repo: str) -> Listing:
         """Ask what a repository holds now.
@@ -157,6 +162,7 @@ class Hub:
             files = tuple(
                 RepoFile(path=s.rfilename, size_bytes=s.size or (s.lfs.size if s.lfs else 0))
                 for s in siblings
+                if is_within(s.rfilename)
             )
             return Listing(info.id, info.sha or constants.DEFAULT_REVISION, files, etags)
         except (ValueError, KeyError, TypeError) as exc:
@@ -231,6 +237,7 @@ class Hub:
                 skip = max(0, skip - len(piece))
                 if len(found) >= end - start:
                     break
+                self._check_wanted()
                 if time.monotonic() > deadline_s:
                     raise HubUnreachable(
                         f"{self.endpoint} sent {len(found)} of {end - start} bytes of {part.name}"
@@ -253,6 +260,7 @@ class Hub:
         """Do it until it succeeds, fails for good, or has been tried often enough."""
 
         def once() -> T:
+            self._check_wanted()
             with self._translated(repo, path):
                 return work()
 
@@ -261,9 +269,14 @@ class Hub:
             stop=stop_after_attempt(self.patience.tries),
             wait=self._pause_s,
             before_sleep=_log_retry,
+            sleep=sleep_using_event(self.stop),
             reraise=True,
         )
         return retrying(once)
+
+    def _check_wanted(self) -> None:
+        if self.stop.is_set():
+            raise HubUnreachable("nobody waits for the hub any more; ask again")
 
     def _pause_s(self, state: RetryCallState) -> float:
         failure = state.outcome.exception() if state.outcome else None
@@ -325,7 +338,8 @@ class Hub:
         problem = f"{self.endpoint} is overloaded or limits us (HTTP {status})"
         if after_s > longest_s:
             return HubUnreachable(f"{problem} and asks to wait {after_s:.0f} s; try again then")
-        return _TryAgain(f"{problem}, {self.patience.tries} times; try again later", after_s)
+        tries = self.patience.tries
+        return _TryAgain(f"{problem}; {tries} tries were in vain, try again later", after_s)
 
     def _is_no_hub(self) -> HubUnreachable:
         return HubUnreachable(

@@ -8,7 +8,17 @@ from typing import Final
 from supervisor.core.entities import ByteCount, FrozenModel, PullView
 from supervisor.core.model_reference import RepoFile, RepoModel
 
-__all__ = ["Job", "Meter", "PullPart", "PullView", "Step", "key_of", "label_of", "total_bytes"]
+__all__ = [
+    "Job",
+    "Meter",
+    "PullPart",
+    "PullView",
+    "Step",
+    "is_within",
+    "key_of",
+    "label_of",
+    "total_bytes",
+]
 
 RATE_OVER_S: Final = 5.0
 _PART: Final = re.compile(r"-\d{5}-of-\d{5}$")
@@ -31,7 +41,9 @@ class Job(FrozenModel):
     cache: str = ""
     """Folder of the hub's cache; empty: as the environment says."""
     at_once: int = 4
-    """Files side by side."""
+    """Connections side by side."""
+    promised_bytes: ByteCount = 0
+    """Of the room on the cache's disk, for other pulls."""
     tries: int = 8
     """In a row without any progress."""
 
@@ -82,6 +94,12 @@ class Meter:
 def key_of(parts: Sequence[PullPart]) -> tuple[str, ...]:
     """Equal for those that are the same files of the hub's cache, however they were asked for."""
     return (parts[0].repo, *sorted(f"{part.path}\0{part.etag or part.revision}" for part in parts))
+
+
+def is_within(path: str) -> bool:
+    """Whether a file of that name lies below the folder of its repository, on every system."""
+    steps = path.split("/")
+    return not {"", ".", ".."} & set(steps) and not set("\\\0") & set(path)
 
 
 def label_of(parts: Sequence[PullPart]) -> str:

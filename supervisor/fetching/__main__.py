@@ -21,6 +21,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 from agents.errors import ProjectError
 from supervisor.adapters.hub_http import Patience, RemotePart
 from supervisor.core.pulling import Job, Step
+from supervisor.fetching.blob import check_room
 from supervisor.fetching.fetch import Progress, Stopped, fetch
 from supervisor.fetching.line import Line, cache_folder
 
@@ -39,9 +40,9 @@ def main() -> int:
     parts = [RemotePart(**part.model_dump()) for part in job.parts]
     line = Line(Patience(tries=job.tries, longest_pause_s=LONGEST_PAUSE_S))
     try:
-        path = fetch(
-            parts, cache_folder(job.cache), line, _tell_progress, stop, at_once=job.at_once
-        )
+        cache = cache_folder(job.cache)
+        check_room(parts, cache, job.promised_bytes)
+        path = fetch(parts, cache, line, _tell_progress, stop, at_once=job.at_once)
     except ProjectError as exc:
         _tell(Step(event="failed", code=exc.code, detail=str(exc)))
         return 1
@@ -78,7 +79,7 @@ def _tell(step: Step) -> None:
 
 def _end(status: int) -> None:
     """At once: threads may wait for the hub, and all they took is in the file."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # it may be in the midst of that
         sys.stdout.flush()
     os._exit(status)
 

@@ -21,6 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any, Final, TypeVar
@@ -33,6 +34,7 @@ from agents.errors import DiskFull, FolderNotWritable
 from supervisor.adapters.hub_http import RemotePart
 from supervisor.core.units import gib
 from supervisor.errors import HubUnreachable, ModelDigestWrong
+from supervisor.fetching.ahead import Ahead
 from supervisor.fetching.line import Facts, Line, TryAgain, given_up
 
 T = TypeVar("T")
@@ -59,6 +61,12 @@ class Standing:
     done_bytes: int = 0
     is_checking: bool = False
     detail: str = ""
+    ahead: Ahead | None = None
+
+    @property
+    def there_bytes(self) -> int:
+        """In the file, and waiting to be written."""
+        return self.done_bytes + (self.ahead.waiting_bytes if self.ahead else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +93,16 @@ class Places:
             blobs / etag, blobs / f"{etag}.incomplete", cache / ".locks" / name / f"{etag}.lock"
         )
 
-    def coming_bytes(self) -> int:
-        """The most that anybody has of it, under whatever name huggingface_hub writes."""
-        found = [0]
+    def coming(self) -> tuple[int, int]:
+        """When it was last written, in nanoseconds, and how many bytes are there then.
+
+        Under whatever name huggingface_hub writes; what others left behind is no progress.
+        """
+        found = [(0, 0)]
         with contextlib.suppress(OSError):
-            names = self.blob.parent.glob(f"{self.blob.name}*.incomplete")
-            found += [path.stat().st_size for path in names]
+            for path in self.blob.parent.glob(f"{self.blob.name}*.incomplete"):
+                stat = path.stat()
+                found.append((stat.st_mtime_ns, stat.st_size))
         return max(found)
 
     def done_bytes(self) -> int:
@@ -108,6 +120,7 @@ class Fetching:
     part: RemotePart
     cache: Path
     stop: Event
+    connections: int = 1
     standing: Standing = field(default_factory=Standing)
 
     def run(self) -> None:
@@ -127,6 +140,7 @@ class Fetching:
             )
         places = Places.of(self.cache, self.part.repo, facts.etag)
         with _written(places.blob.parent, self.part.size_bytes), self._locked(places):
+            places.blob.parent.mkdir(parents=True, exist_ok=True)
             if not places.blob.exists():
                 self._fill(places, facts)
         self.standing.done_bytes = self.part.size_bytes
@@ -161,14 +175,23 @@ class Fetching:
                 self.standing.done_bytes += len(piece)
                 self.standing.detail = ""
 
-            def more() -> None:
-                while self.standing.done_bytes < self.part.size_bytes:
-                    self.line.stream(self.part, self.standing.done_bytes, take)
-
-            self._patiently(more)
+            ahead = Ahead(self.line, self.part, self.stop, self.connections)
+            self.standing.ahead = ahead
+            with contextlib.closing(ahead.windows(self.standing.done_bytes)) as windows:
+                for window in windows:
+                    for piece in ahead.pieces(window):
+                        take(piece)
+                    self._patiently(partial(self._more, ahead.end_of(window), take))
+                    if self.standing.done_bytes == self.part.size_bytes:
+                        break
             os.fsync(file.fileno())
         self._prove(digest, incomplete, facts)
         incomplete.rename(places.blob)
+
+    def _more(self, end: int, take: Callable[[bytes], None]) -> None:
+        """What no connection brought ahead."""
+        while self.standing.done_bytes < end:
+            self.line.stream(self.part, self.standing.done_bytes, end, take)
 
     def _digest_start(self, incomplete: Path, digest: Any) -> None:
         """What is there already counts, as bytes and in the digest."""
@@ -208,7 +231,8 @@ class Fetching:
                 before = done
                 if failures >= self.line.patience.tries:
                     raise given_up(exc) from exc
-                self._pause(max(exc.after_s, self._backoff_s(failures)), str(exc))
+                problem = str(exc).partition(";")[0]
+                self._pause(max(exc.after_s, self._backoff_s(failures)), problem)
 
     def _backoff_s(self, failures: int) -> float:
         longest_s = min(self.line.patience.first_pause_s * 2.0**failures, _LONGEST_BACKOFF_S)
@@ -227,7 +251,7 @@ class Fetching:
             HubUnreachable: That one makes no progress.
         """
         places.lock.parent.mkdir(parents=True, exist_ok=True)
-        deadline_s, before = time.monotonic() + _LOCK_PATIENCE_S, -1
+        deadline_s, before = time.monotonic() + _LOCK_PATIENCE_S, (0, 0)
         with contextlib.ExitStack() as stack:
             while True:
                 try:
@@ -235,11 +259,11 @@ class Fetching:
                     break
                 except Timeout:
                     pass
-                done = places.coming_bytes()
-                self.standing.done_bytes = min(done, self.part.size_bytes)
+                coming = places.coming()
+                self.standing.done_bytes = min(coming[1], self.part.size_bytes)
                 self.standing.detail = f"{self.part.name} is being fetched by another program"
-                if done != before:
-                    deadline_s, before = time.monotonic() + _LOCK_PATIENCE_S, done
+                if coming != before:
+                    deadline_s, before = time.monotonic() + _LOCK_PATIENCE_S, coming
                 if self.stop.is_set():
                     raise Stopped
                 if time.monotonic() > deadline_s:
@@ -250,8 +274,8 @@ class Fetching:
             yield
 
 
-def check_room(parts: list[RemotePart], cache: Path) -> None:
-    """Whether what is missing has room where the cache is.
+def check_room(parts: list[RemotePart], cache: Path, promised_bytes: int = 0) -> None:
+    """Whether what is missing has room where the cache is, beside what is promised to others.
 
     Raises:
         DiskFull: With both figures.
@@ -266,10 +290,12 @@ def check_room(parts: list[RemotePart], cache: Path) -> None:
             " with HF_HUB_CACHE"
         ) from exc
     missing_bytes = sum(part.size_bytes - there_bytes(part, cache) for part in parts)
-    if missing_bytes > free_bytes:
+    if missing_bytes > free_bytes - promised_bytes:
+        others = f", of which other pulls need {gib(promised_bytes)}" if promised_bytes else ""
         raise DiskFull(
             f"{gib(missing_bytes)} are missing of {parts[0].repo}, and {cache} has"
-            f" {gib(free_bytes)} free; free space there, or choose another folder with HF_HUB_CACHE"
+            f" {gib(free_bytes)} free{others}; free space there, or choose another folder with"
+            " HF_HUB_CACHE"
         )
 
 
@@ -281,17 +307,21 @@ def there_bytes(part: RemotePart, cache: Path) -> int:
 
 
 def forget(part: RemotePart, cache: Path) -> None:
-    """Remove what was begun of a file and is not whole."""
-    if _SAFE_ETAG.fullmatch(part.etag):
-        with contextlib.suppress(OSError):
-            Places.of(cache, part.repo, part.etag).incomplete.unlink(missing_ok=True)
+    """Remove what was begun of a file and is not whole, unless another process goes on with it."""
+    if not _SAFE_ETAG.fullmatch(part.etag):
+        return
+    places = Places.of(cache, part.repo, part.etag)
+    with contextlib.suppress(OSError):  # Timeout is one
+        if places.incomplete.exists():
+            places.lock.parent.mkdir(parents=True, exist_ok=True)
+            with WeakFileLock(places.lock, timeout=_LOCK_LOOK_S):
+                places.incomplete.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _written(folder: Path, size_bytes: int) -> Iterator[None]:
     """Say what is wrong with a folder that cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):

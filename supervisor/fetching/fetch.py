@@ -8,7 +8,7 @@ from threading import Event
 from typing import Final
 
 from supervisor.adapters.hub_http import RemotePart
-from supervisor.fetching.blob import Fetching, Stopped, check_room, there_bytes
+from supervisor.fetching.blob import Fetching, Stopped, there_bytes
 from supervisor.fetching.line import Line
 
 TELL_EVERY_S: Final = 0.5
@@ -45,14 +45,14 @@ def fetch(
         line: To the hub.
         tell: Called about twice a second.
         stop: Ends it when it is set.
-        at_once: Files side by side.
+        at_once: Connections side by side: of one file several, of many files one each.
 
     Raises:
         ProjectError: Of the kinds that ``Fetching.run`` names.
         Stopped
     """
-    check_room(parts, cache)
-    files = [Fetching(line, part, cache, stop) for part in parts]
+    connections = max(1, at_once // len(parts))
+    files = [Fetching(line, part, cache, stop, connections) for part in parts]
     told: dict[int, int] = {}
     seen = {number: there_bytes(part, cache) for number, part in enumerate(parts)}
     last = Progress({}, is_checking=False, detail="")
@@ -63,7 +63,7 @@ def fetch(
         while unfinished:
             ended, unfinished = wait(unfinished, TELL_EVERY_S, FIRST_COMPLETED)
             for number, file in enumerate(files):
-                done = file.standing.done_bytes
+                done = file.standing.there_bytes
                 # One that is only looked at again has not lost anything.
                 is_early = file.standing.is_checking or not done
                 seen[number] = max(done, seen[number]) if is_early else done

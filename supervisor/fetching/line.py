@@ -29,6 +29,10 @@ TryAgain: Final = hub_http._TryAgain
 """This try failed, the next may not."""
 
 
+class NoRanges(HubUnreachable):
+    """The store sends whole files only."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What the hub says of one file in one version."""
@@ -61,15 +65,24 @@ class Line(Hub):
         size_bytes = part.size_bytes if found.size is None else found.size
         return Facts(found.etag or part.etag, size_bytes)
 
-    def stream(self, part: RemotePart, start: int, take: Callable[[bytes], None]) -> None:
-        """Hand the bytes from ``start`` on to ``take``, in pieces; at most ``RANGE_BYTES``.
+    def stream(
+        self,
+        part: RemotePart,
+        start: int,
+        end: int,
+        take: Callable[[bytes], None],
+        *,
+        is_part: bool = False,
+    ) -> None:
+        """Hand the bytes from ``start`` to ``end`` to ``take``, in pieces; at most ``RANGE_BYTES``.
 
         Raises:
             ModelMissing, ModelForbidden, HubOffline, HubUnreachable: With reason and link; what
                 was taken before counts.
+            NoRanges: It would send the whole file, and ``is_part`` says that others fetch the rest.
             ProjectError: What ``take`` raises.
         """
-        end = min(start + RANGE_BYTES, part.size_bytes)
+        end = min(start + RANGE_BYTES, end)
         headers = hub_http._headers() | {
             "Range": f"bytes={start}-{end - 1}",
             "Accept-Encoding": "identity",
@@ -84,6 +97,8 @@ class Line(Hub):
             if answer.status_code not in (200, 206):
                 raise self._refusal(part.repo, part.path, answer.status_code, answer.headers)
             hub_http._check_size(part, start, answer.status_code, answer.headers)
+            if is_part and answer.status_code == 200:
+                raise NoRanges(f"{self.endpoint} sends {part.name} as a whole or not at all")
             # Status 200: no ranges here, and everything is sent; what is there is skipped.
             skip = start if answer.status_code == 200 else 0
             for piece in answer.iter_bytes():

@@ -74,14 +74,17 @@ class FetchProcesses:
         """End what an earlier run left."""
         self._ledger.sweep()
 
-    async def start(self, name: str, parts: Iterable[PullPart]) -> FetchProcess:
+    async def start(
+        self, name: str, parts: Iterable[PullPart], promised_bytes: int = 0
+    ) -> FetchProcess:
         """Raises:
         FolderNotWritable, EngineMissing, EngineUnusable: It cannot be started.
         """
         job = self._folder / f"{name}.json"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            privatefile.write(job, Job(parts=tuple(parts)).model_dump_json())
+            wanted = Job(parts=tuple(parts), promised_bytes=promised_bytes)
+            privatefile.write(job, wanted.model_dump_json())
         except OSError as exc:
             raise FolderNotWritable(
                 f"cannot write {job}: {exc.strerror}; free space or choose another folder"

@@ -53,7 +53,7 @@ class Fetchers(Protocol):
 
     def sweep(self) -> None: ...
 
-    async def start(self, name: str, parts: Iterable[PullPart]) -> Fetcher: ...
+    async def start(self, name: str, parts: Iterable[PullPart], promised_bytes: int) -> Fetcher: ...
 
 
 class KeptPull(FrozenModel):
@@ -80,6 +80,8 @@ class Pull:
     deployments: list[str] = field(default_factory=list)
     meter: Meter = field(default_factory=Meter)
     work: asyncio.Task[None] | None = None
+    begun: int = 0
+    """Which of all that began it was; the earlier have the room on the disk."""
     detail: str = ""
 
     @property
@@ -90,10 +92,17 @@ class Pull:
     def state(self) -> State:
         return self.kept.state
 
-    def join(self, reference: str, *, is_asked: bool) -> None:
-        """Somebody asks for the same files, perhaps by another reference."""
+    def join(self, reference: str, parts: tuple[PullPart, ...], *, is_asked: bool) -> None:
+        """Somebody asks for the same files, perhaps by another reference.
+
+        The repository may have moved on with other files, and its old revision may be gone; a
+        process that runs keeps the one that it began with.
+        """
         names = {self.kept.reference, *self.kept.also, reference} - {self.kept.reference}
-        changes = {"also": tuple(sorted(names)), "is_asked": self.kept.is_asked or is_asked}
+        changes: dict[str, Any] = {"also": tuple(sorted(names))}
+        changes["is_asked"] = self.kept.is_asked or is_asked
+        if self.kept.state not in RUNNING:
+            changes["parts"] = parts
         self.kept = self.kept.model_copy(update=changes)
 
     def become(self, state: State, **more: Any) -> None:

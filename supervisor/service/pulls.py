@@ -13,11 +13,12 @@ from typing import Any, Final
 
 from agents.errors import ProjectError
 from supervisor.core.entities import PullView
-from supervisor.core.pulling import Step, key_of
+from supervisor.core.pulling import Step, key_of, total_bytes
 from supervisor.errors import HubOffline, HubUnreachable, PullEnded, PullFailed, PullUnknown
 from supervisor.service.events import EventBus, Paced
 from supervisor.service.pull_state import (
     RUNNING,
+    Fetcher,
     Fetchers,
     Files,
     KeptPull,
@@ -47,7 +48,10 @@ class Pulls:
         self._fetchers = fetchers
         self._bus = bus
         self._pulls: dict[str, Pull] = {}
+        self._works: set[asyncio.Task[None]] = set()
+        """Also of pulls that are being removed."""
         self._news = asyncio.Event()
+        self._begun = 0
         self._is_closing = False
         self._paced = Paced(bus, "pull", self._body)
 
@@ -68,7 +72,7 @@ class Pulls:
     async def close(self) -> None:
         """End every process; what was wanted goes on with the next start."""
         self._is_closing = True
-        works = [pull.work for pull in self._pulls.values() if pull.work]
+        works = list(self._works)
         for work in works:
             work.cancel()
         await asyncio.gather(*works, return_exceptions=True)
@@ -166,12 +170,11 @@ class Pulls:
             PullUnknown
         """
         pull = self._pull(pull_id)
-        if pull.state in (*RUNNING, "queued"):
-            await self._end(pull, "paused")
-        self._pulls.pop(pull.id, None)
-        await asyncio.to_thread(self._files.forget, pull.kept.parts)
-        self._save()
-        self._tell_waiting()
+        del self._pulls[pull.id]  # first, so that who asks for it meanwhile begins another
+        await self._end(pull, "paused")
+        wanted = {part.etag for other in self._pulls.values() for part in other.kept.parts}
+        alone = [part for part in pull.kept.parts if part.etag not in wanted]
+        await asyncio.to_thread(self._files.forget, alone)
         self._bus.publish("pull_removed", {"id": pull.id})
         self._schedule()
 
@@ -201,7 +204,7 @@ class Pulls:
             pull = self._pulls[kept.id] = Pull(kept, [0] * len(parts))
             self._forget_oldest()
         else:
-            pull.join(reference, is_asked=not deployment)
+            pull.join(reference, parts, is_asked=not deployment)
         if deployment:
             pull.deployments.append(deployment)
         if path is not None and pull.state not in RUNNING:
@@ -213,7 +216,8 @@ class Pulls:
         return pull
 
     def _with_reference(self, reference: str) -> Pull | None:
-        return next((p for p in self._pulls.values() if p.kept.reference == reference), None)
+        known = ((pull, (pull.kept.reference, *pull.kept.also)) for pull in self._pulls.values())
+        return next((pull for pull, names in known if reference in names), None)
 
     async def _leave(self, pull: Pull, deployment: str) -> None:
         with suppress(ValueError):
@@ -233,14 +237,17 @@ class Pulls:
     def _schedule(self) -> None:
         if self._is_closing:
             return
-        running = sum(pull.work is not None for pull in self._pulls.values())
         for pull in self._pulls.values():
-            if running >= AT_ONCE:
+            if len(self._works) >= AT_ONCE:
                 return
             if pull.state == "queued" and pull.work is None:
                 pull.become("fetching")
+                self._begun += 1
+                pull.begun = self._begun
                 pull.work = asyncio.create_task(self._work(pull))
-                running += 1
+                self._works.add(pull.work)
+                pull.work.add_done_callback(self._works.discard)
+                pull.work.add_done_callback(lambda _: self._schedule())
                 self._changed(pull)
 
     async def _work(self, pull: Pull) -> None:
@@ -256,19 +263,20 @@ class Pulls:
             pull.work = None
             if not self._is_closing:
                 self._changed(pull)
-                self._schedule()
 
     async def _run(self, pull: Pull) -> None:
         deaths = 0
         while True:
             before = sum(pull.done)
-            fetcher = await self._fetchers.start(pull.id, pull.kept.parts)
+            fetcher = await self._fetchers.start(
+                pull.id, pull.kept.parts, self._promised_bytes(pull)
+            )
             try:
                 async for step in fetcher.steps():
                     if await self._took(pull, step):
                         return
             finally:
-                await asyncio.shield(fetcher.stop())
+                await _ended(fetcher)
             path = await asyncio.to_thread(self._files.path_of, pull.kept.parts)
             if path is not None:
                 self._finish(pull, str(path))
@@ -280,6 +288,12 @@ class Pulls:
                     f"what fetches {pull.kept.reference} ended {deaths} times by itself (status"
                     f" {fetcher.exit_status}); see {fetcher.log_path}, and resume the pull"
                 )
+
+    def _promised_bytes(self, pull: Pull) -> int:
+        """What the pulls that began before this one will still take of the disk."""
+        running = (p for p in self._pulls.values() if p.state in RUNNING)
+        others = (other for other in running if other.begun < pull.begun)
+        return sum(total_bytes(other.kept.parts) - sum(other.done) for other in others)
 
     async def _took(self, pull: Pull, step: Step) -> bool:
         """Take what a process says; whether that was its last word."""
@@ -345,3 +359,16 @@ class Pulls:
 
     def _save(self) -> None:
         self._file.write(self._pulls.values())
+
+
+async def _ended(fetcher: Fetcher) -> None:
+    """End a process and wait until it is gone, even if that wait is cancelled."""
+    stopping, cancelled = asyncio.ensure_future(fetcher.stop()), None
+    while not stopping.done():
+        try:
+            await asyncio.wait([stopping])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        raise cancelled
+    stopping.result()

@@ -3,7 +3,8 @@
 It serves the files below ``FOLDER/OWNER/REPO`` as huggingface_hub asks for them: searches at
 ``/api/models``, the listing at ``/api/models/OWNER/REPO``, files at
 ``/OWNER/REPO/resolve/REVISION/PATH``, which redirects to a second port as the real hub does to its
-store. It prints the hub's address, then a line of JSON for every request, and ends with its
+store. ``FOLDER/OWNER/REPO.revision`` is the only revision of a repository that has no past. It
+prints the hub's address, then a line of JSON for every request, and ends with its
 standard input. Faults strike the first ``--times`` requests that can have them.
 """
 
@@ -45,6 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--silent", action="store_true", help="the listing is never answered")
     parser.add_argument("--renamed", default="", help="OLD=NEW repository: redirects")
     parser.add_argument("--known", action="append", default=[], help="OWNER/REPO=JSON, its facts")
+    parser.add_argument("--listed", action="append", default=[], help="a name of no file")
     parser.add_argument("--padding", type=int, default=0, help="bytes more in what a search finds")
     return parser.parse_args()
 
@@ -155,8 +157,11 @@ class Hub(Handler):
             return self.search(parse_qs(urlsplit(self.path).query))
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
             return self.listing(found[1])
-        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            return self.redirect(found[1], found[2])
+        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            only = self.only_revision(found[1])
+            if only and found[2] not in ("main", only):
+                return self.reply(404, X_Error_Code="RevisionNotFound")
+            return self.redirect(found[1], found[3])
         return self.reply(404)
 
     def search(self, query: dict[str, list[str]]) -> int:
@@ -200,8 +205,15 @@ class Hub(Handler):
             )
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         siblings = [self.sibling(path, str(path.relative_to(folder))) for path in files]
-        body = {"_id": "1", "id": repo, "sha": REVISION, "gated": False, "siblings": siblings}
+        listed = self.state.options.listed
+        siblings += [{"rfilename": name, "size": 5, "blobId": "0" * 40} for name in listed]
+        sha = self.only_revision(repo) or REVISION
+        body = {"_id": "1", "id": repo, "sha": sha, "gated": False, "siblings": siblings}
         return self.reply(200, json.dumps(body).encode(), Content_Type="application/json")
+
+    def only_revision(self, repo: str) -> str:
+        noted = self.state.options.folder / f"{repo}.revision"
+        return noted.read_text() if noted.exists() else ""
 
     def sibling(self, path: Path, name: str) -> dict[str, object]:
         stat = path.stat()
@@ -228,7 +240,7 @@ class Hub(Handler):
         return self.reply(
             302,
             Location=f"{self.state.store}/{quote(f'{repo}/{name}')}?signed=1",
-            X_Repo_Commit=REVISION,
+            X_Repo_Commit=self.only_revision(repo) or REVISION,
             X_Linked_Etag=f'"{lfs["sha256"] if isinstance(lfs, dict) else facts["blobId"]}"',
             X_Linked_Size=str(facts["size"]),
         )

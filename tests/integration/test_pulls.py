@@ -314,7 +314,9 @@ async def test_a_hub_that_limits_us_is_obeyed_and_it_is_said(host: Host) -> None
         async def is_told() -> str:
             return pulls.view(view.id).detail
 
-        assert "HTTP 429" in await eventually(is_told, within_s=LONG_S, what="it is told")
+        said = await eventually(is_told, within_s=LONG_S, what="it is told")
+        assert "goes on in 2 s" in said
+        assert said.endswith("(HTTP 429)")
         view = await until(pulls, view.id, "done")
         assert view.detail == ""
 

@@ -117,7 +117,7 @@ def test_what_a_cut_connection_brought_is_not_fetched_again(files: Path, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "says", "requests"),
     [
-        (("--status", "503"), "is overloaded or limits us (HTTP 503), 3 times", 3),
+        (("--status", "503"), "is overloaded or limits us (HTTP 503); 3 tries", 3),
         (("--store-status", "500"), "HTTP 500", 3),
         (("--cut-after", "64"), "cannot be reached", 3),
         (("--short-by", "100"), "try again later", 3),

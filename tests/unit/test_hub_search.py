@@ -79,7 +79,7 @@ async def problem(client: httpx.AsyncClient, url: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("flags", "code", "says"),
     [
-        (["--status", "503"], "hub_unreachable", "is overloaded or limits us (HTTP 503), 3 times"),
+        (["--status", "503"], "hub_unreachable", "is overloaded or limits us (HTTP 503); 3 tries"),
         (
             ["--status", "429", "--header", "Retry-After=3600"],
             "hub_unreachable",

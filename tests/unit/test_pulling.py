@@ -1,6 +1,7 @@
 """Fetching the files of a model into the hub's cache, from a hub with faults."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -245,10 +246,51 @@ def test_room_is_looked_at_first_and_both_figures_are_told(
     repositories: Path, tmp_path: Path
 ) -> None:
     with hub_stand_in(repositories) as made:
-        parts = [RemotePart(BIG, "0" * 40, "Big-Q4_K_M.gguf", 1 << 60, "a" * 64)]
-        with pytest.raises(DiskFull, match=r"1073741824.* GiB are missing .* has .* GiB free"):
-            fetched(made, tmp_path, parts)
-    assert not made.requests
+        parts = resolve(BIG, made.hub())
+    blob.check_room(parts, tmp_path)
+    free_bytes = shutil.disk_usage(tmp_path).free
+    with pytest.raises(DiskFull, match=r"are missing .* has .* free, of which other pulls need"):
+        blob.check_room(parts, tmp_path, free_bytes)
+    parts = [RemotePart(BIG, "0" * 40, "Big-Q4_K_M.gguf", 1 << 60, "a" * 64)]
+    with pytest.raises(DiskFull, match=r"1073741824.* GiB are missing .* has .* GiB free"):
+        blob.check_room(parts, tmp_path)
+
+
+def test_what_another_program_goes_on_with_is_not_removed(tmp_path: Path) -> None:
+    part = RemotePart(BIG, "0" * 40, "Big-Q4_K_M.gguf", 5, "a" * 64)
+    places = blob.Places.of(tmp_path, BIG, part.etag)
+    for folder in (places.blob.parent, places.lock.parent):
+        folder.mkdir(parents=True)
+    places.incomplete.write_bytes(b"x")
+    with FileLock(places.lock):
+        blob.forget(part, tmp_path)
+        assert places.incomplete.exists()
+    blob.forget(part, tmp_path)
+    assert not places.incomplete.exists()
+
+
+def test_what_others_left_behind_does_not_hide_the_progress_of_another_program(
+    tmp_path: Path,
+) -> None:
+    places = blob.Places.of(tmp_path, BIG, "a" * 64)
+    places.blob.parent.mkdir(parents=True)
+    left = places.blob.with_name(f"{places.blob.name}.0123.incomplete")
+    left.write_bytes(b"x" * 1000)
+    os.utime(left, (1, 1))
+    places.incomplete.write_bytes(b"x")
+    before = places.coming()
+    assert before[1] == 1
+    os.utime(places.incomplete, (2e9, 2e9))  # a program that writes in no order
+    assert places.coming() > before
+
+
+@pytest.mark.parametrize("name", ["../../x-Q4_K_M.gguf", "/x-Q4_K_M.gguf", "a//../x-Q4_K_M.gguf"])
+def test_a_file_that_would_lie_outside_its_repository_is_none(
+    name: str, repositories: Path
+) -> None:
+    with hub_stand_in(repositories, "--listed", name) as made:
+        assert [part.path for part in resolve(BIG, made.hub())] == ["Big-Q4_K_M.gguf"]
+        assert [file.path for file in made.hub().listing(BIG).files] == ["Big-Q4_K_M.gguf"]
 
 
 @pytest.mark.parametrize("etag", ["../../x", "..", "a/b", "x" * 200])

@@ -213,6 +213,7 @@ class Cluster:
             ),
             read_option_files=None,
             projector_of=None,
+            names_of=None,
         )
         self.tools = cast(Tools, tools)
         self.planner = Planner(self.tools)

@@ -11,12 +11,14 @@ import asyncio
 import hashlib
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from agents.doctor.reading import in_thread
+from agents.errors import FolderNotWritable
 from supervisor.adapters.gguf import LocalSource, read_header
 from supervisor.adapters.gguf_parse import DEFAULT_ALIGNMENT, GgufPart, TensorInfo, parse_part
 from supervisor.adapters.models import read_model, read_remote_model
@@ -28,17 +30,14 @@ from supervisor.ports import Model
 if TYPE_CHECKING:
     from supervisor.adapters.hub_http import Hub, Listing, RemotePart
 
+T = TypeVar("T")
+
 AROUND_BYTES: Final = 96 << 10
 """How much longer or shorter another header's metadata may be: chat templates, notes on how it was
 quantised."""
 
 LATER_PART_BYTES: Final = 256 << 10
 MORE_BYTES: Final = 4 << 20
-AT_ONCE: Final = 4
-TRIED: Final = 3
-"""Files that may be broken before the repository is given up."""
-
-
 _PREAMBLE: Final = struct.Struct("<4sIQQ")
 _ONE_FILE: Final = ("split.count", "split.no")
 _Named = tuple[str, tuple[int, ...]]
@@ -103,7 +102,7 @@ class _Ranged:
 
 
 class RepoHeaders:
-    """Opens repositories; its threads are few and its own, since a hub may be silent."""
+    """Opens repositories."""
 
     def __init__(self, folder: Path, connect: "Callable[[], Hub] | None" = None) -> None:
         """
@@ -113,7 +112,6 @@ class RepoHeaders:
         """
         self._folder = folder
         self._connect = connect or _hub
-        self._threads = ThreadPoolExecutor(AT_ONCE, "headers")
 
     async def open(self, repo: str) -> "OpenRepo":
         """Ask what a repository has.
@@ -121,16 +119,20 @@ class RepoHeaders:
         Raises:
             ModelMissing, ModelForbidden, HubOffline, HubUnreachable: With reason and remedy.
         """
-        loop = _loop()
-        hub = await loop.run_in_executor(self._threads, self._connect)
-        listing = await loop.run_in_executor(self._threads, hub.listing, repo)
+        stop = threading.Event()
+
+        def asked() -> "tuple[Hub, Listing]":
+            hub = replace(self._connect(), stop=stop)
+            return hub, hub.listing(repo)
+
+        hub, listing = await _while_wanted(stop, asked)
         models = offered(listing.files, listing.repo)
         if not models:
             raise ModelMissing(
                 f"{listing.repo} has no GGUF model; look for a repository of the same model with"
                 " GGUF in its name"
             )
-        return OpenRepo(hub, listing, models, self._folder, self._threads)
+        return OpenRepo(hub, listing, models, self._folder)
 
 
 class OpenRepo:
@@ -142,12 +144,10 @@ class OpenRepo:
         listing: "Listing",
         models: tuple[OfferedModel, ...],
         folder: Path,
-        threads: ThreadPoolExecutor,
     ) -> None:
         self.models = models
         """What there is to choose from, the smallest first."""
         self._hub, self._listing, self._folder = hub, listing, folder
-        self._threads = threads
         self._whole: _Whole | None = None
 
     @property
@@ -174,7 +174,7 @@ class OpenRepo:
             ProjectError: Of the kinds that ``hub.read_remote`` names.
         """
         if self._whole is None:
-            self._whole = await _loop().run_in_executor(self._threads, self._read_whole)
+            self._whole = await _while_wanted(self._hub.stop, self._read_whole)
 
     async def read(self, reference: str, folder: Path) -> Model:
         """What planning needs of one of the models, with a stand-in for the engine in ``folder``.
@@ -184,20 +184,25 @@ class OpenRepo:
         Raises:
             ProjectError: Of the kinds that ``hub.read_remote`` names.
         """
-        return await _loop().run_in_executor(self._threads, self._read, reference, folder)
+        return await _while_wanted(self._hub.stop, lambda: self._read(reference, folder))
 
     # -- in a thread -------------------------------------------------------------------------------
 
     def _read(self, reference: str, folder: Path) -> Model:
         whole = self._whole
         assert whole is not None
-        if reference == whole.model.facts.path:
-            return whole.model
+        if reference == whole.model.facts.path and whole.model.file.exists():
+            return whole.model  # unless many others were kept since
         try:
             table = self._kept_table(whole, reference)
             return _with_table(whole, table, reference, folder)
         except (_Differs, ModelBroken):
             return read_remote_model(reference, self._folder, self._hub)
+        except OSError as exc:
+            raise FolderNotWritable(
+                f"a header cannot be kept in {folder}: {exc.strerror or exc}; free space there, or"
+                " choose another data folder"
+            ) from exc
 
     def _parts(self, reference: str) -> "list[RemotePart]":
         from supervisor.adapters.hub_http import RemotePart
@@ -216,10 +221,11 @@ class OpenRepo:
         ]
 
     def _read_whole(self) -> _Whole:
-        """Of the smallest; if that one is broken, of another."""
+        """Of the smallest; if that one is broken, of one that was made otherwise."""
         models = sorted(self.models, key=lambda model: (model.parts > 1, model.size_bytes))
         failure: ModelBroken | None = None
-        for model in models[:TRIED]:
+        for at in dict.fromkeys((0, len(models) // 2, len(models) - 1)):
+            model = models[at]
             try:
                 found = read_remote_model(model.reference, self._folder, self._hub)
                 return _taken_apart(found)
@@ -260,9 +266,9 @@ class OpenRepo:
 
     def _first_part(self, whole: _Whole, part: "RemotePart") -> tuple[TensorInfo, ...]:
         """The tensors of the file that has the metadata, from a range around its table."""
-        magic, version, count, _ = _PREAMBLE.unpack(
-            self._hub.fetch(part, 0, min(_PREAMBLE.size, part.size_bytes)).ljust(_PREAMBLE.size)
-        )
+        if part.size_bytes < _PREAMBLE.size:
+            raise _Differs
+        magic, version, count, _ = _PREAMBLE.unpack(self._hub.fetch(part, 0, _PREAMBLE.size))
         start = max(_PREAMBLE.size, whole.tensors_at - AROUND_BYTES)
         end = min(part.size_bytes, whole.tensors_at + whole.table_bytes + AROUND_BYTES)
         is_like = (magic, version) == (b"GGUF", whole.version)
@@ -369,8 +375,13 @@ def _without_output(shapes: Iterable[_Named]) -> set[_Named]:
     return {(name, shape) for name, shape in shapes if name != "output.weight"}
 
 
-def _loop() -> asyncio.AbstractEventLoop:
-    return asyncio.get_running_loop()
+async def _while_wanted(stop: threading.Event, work: Callable[[], T]) -> T:
+    """What ``work`` returns; it is told to end when nobody waits for it any more."""
+    try:
+        return await in_thread(work)  # and the end of the program waits for none that is silent
+    except asyncio.CancelledError:
+        stop.set()
+        raise
 
 
 def _hub() -> "Hub":

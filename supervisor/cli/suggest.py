@@ -21,9 +21,7 @@ from supervisor.errors import SupervisorRefused, SupervisorUnreachable
 def suggest(
     what: Annotated[
         str,
-        typer.Argument(
-            help="OWNER/REPO, or chat, code, reasoning, vision, embedding, small, multilingual"
-        ),
+        typer.Argument(help="OWNER/REPO, or chat, code, reasoning, vision, small, multilingual"),
     ] = "",
     ctx: Annotated[
         int | None, typer.Option(help="context, tokens; 8192 unless it was trained for less")
@@ -81,6 +79,7 @@ def table_of(found: dict[str, Any]) -> Table:
     made = output.table(
         "What to run", "", *first, "size", "fits", "context", "tokens per second", "where"
     )
+    made.columns[1].no_wrap = is_of_task  # ids are short; names of files may not be
     for row in rows:
         fit = row["fit"]
         about = "\u2248 " if fit["is_estimate"] else ""

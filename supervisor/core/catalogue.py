@@ -15,7 +15,7 @@ from supervisor.core.model_reference import parse_reference
 from supervisor.core.model_shape import LayerShape, ModelShape, Weights
 from supervisor.errors import BadSettings
 
-Task = Literal["chat", "code", "reasoning", "vision", "embedding", "small", "multilingual"]
+Task = Literal["chat", "code", "reasoning", "vision", "small", "multilingual"]
 TASKS: Final[tuple[str, ...]] = get_args(Task)
 
 BITS: Final = {

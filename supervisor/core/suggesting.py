@@ -64,10 +64,8 @@ class Suggestions(FrozenModel):
     notes: tuple[str, ...] = Field(default=(), description="what was left out, and why")
 
 
-def usual_ctx(ctx_tokens: int | None, ctx_train_tokens: int | None) -> int:
-    """The context to plan with: as wanted, or 8192, or less if it was trained for less."""
-    if ctx_tokens is not None:
-        return ctx_tokens
+def usual_ctx(ctx_train_tokens: int | None) -> int:
+    """The context to plan with if none is wanted: 8192, or less if it was trained for less."""
     return max(256, min(USUAL_CTX_TOKENS, ctx_train_tokens or USUAL_CTX_TOKENS))
 
 
@@ -133,14 +131,15 @@ def is_fine(label: str) -> bool:
 def recommended(found: Sequence[Suggestion], min_tokens_per_s: float) -> Suggestion | None:
     """The largest that fits and is fast enough; ``None`` if none fits.
 
-    Those of less than four bits count only where nothing finer fits. Known speeds come before
-    unknown ones; where all are too slow, the fastest is best.
+    Known speeds come before unknown ones. Where all are too slow, the fastest is best, and those
+    of less than four bits count only if nothing finer fits.
     """
-    pool = _pool(found)
-    fast = [s for s in pool if _is_fast(s, min_tokens_per_s)]
-    unknown = [s for s in pool if s.fit.tokens_per_s is None]
+    fits = [s for s in found if s.fit.fits]
+    fast = [s for s in fits if _is_fast(s, min_tokens_per_s)]
+    unknown = [s for s in fits if s.fit.tokens_per_s is None]
     if good := fast or unknown:
         return max(good, key=lambda s: (s.size_bytes, _speed(s), _reversed(s)))
+    pool = [s for s in fits if is_fine(s.label)] or fits
     return max(pool, key=lambda s: (_speed(s), s.size_bytes, _reversed(s)), default=None)
 
 
@@ -172,22 +171,19 @@ def said(one: Suggestion) -> str:
 
 
 def in_words(chosen: Suggestion, found: Sequence[Suggestion], min_tokens_per_s: float) -> str:
-    """Why this one, and what speaks against the next larger."""
+    """Why this one, and what speaks against the next larger of its repository."""
     parts = [said(chosen)]
     if not _is_fast(chosen, min_tokens_per_s) and chosen.fit.tokens_per_s is not None:
         parts.append(
-            f"that is slower than the {min_tokens_per_s:g} tokens per second that were wanted, and"
-            " nothing else that fits is faster"
-            if not _faster_coarse(chosen, found)
-            else f"that is slower than the {min_tokens_per_s:g} tokens per second that were wanted;"
-            f" only what is stored with less than {LEAST_BITS} bits per weight is faster"
+            f"that is slower than the {min_tokens_per_s:g} tokens per second that were wanted"
+            + _faster(chosen, found)
         )
     if not is_fine(chosen.label):
         parts.append(
-            f"nothing with {LEAST_BITS} bits per weight or more fits, so answers suffer; a smaller"
-            " model may give better ones"
+            f"it is stored with less than {LEAST_BITS} bits per weight, so answers suffer; a"
+            " smaller model may give better ones"
         )
-    larger = [s for s in found if s.size_bytes > chosen.size_bytes]
+    larger = [s for s in found if s.repo == chosen.repo and s.size_bytes > chosen.size_bytes]
     if larger:
         parts.append(_against(min(larger, key=lambda s: (s.size_bytes, s.reference))))
     if chosen.fit.is_guess and chosen.fit.tokens_per_s is not None:
@@ -232,12 +228,6 @@ def best_first(found: Sequence[Suggestion], min_tokens_per_s: float) -> list[Sug
     return sorted(found, key=worth)  # which keeps the order of equals
 
 
-def _pool(found: Sequence[Suggestion]) -> list[Suggestion]:
-    fits = [s for s in found if s.fit.fits]
-    fine = [s for s in fits if is_fine(s.label)]
-    return fine or fits
-
-
 def _is_fast(one: Suggestion, min_tokens_per_s: float) -> bool:
     return one.fit.tokens_per_s is not None and one.fit.tokens_per_s >= min_tokens_per_s
 
@@ -251,8 +241,15 @@ def _reversed(one: Suggestion) -> tuple[int, ...]:
     return tuple(-ord(letter) for letter in one.reference)
 
 
-def _faster_coarse(chosen: Suggestion, found: Sequence[Suggestion]) -> bool:
-    return any(s.fit.fits and not is_fine(s.label) and _speed(s) > _speed(chosen) for s in found)
+def _faster(chosen: Suggestion, found: Sequence[Suggestion]) -> str:
+    """The end of a sentence that says that all are too slow."""
+    faster = [s for s in found if s.fit.fits and _speed(s) > _speed(chosen)]
+    if not faster:
+        return ", and nothing else that fits is faster"
+    best = max(faster, key=_speed)
+    if best.repo == chosen.repo:
+        return f"; only what is stored with less than {LEAST_BITS} bits per weight is faster"
+    return f"; the fastest, {best.id or best.repo}, would give {_paced(best.fit)}"
 
 
 def _against(larger: Suggestion) -> str:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 from agents.contract import DeviceFacts
-from agents.errors import FolderNotWritable
+from agents.errors import FolderNotWritable, ProjectError
 from supervisor.core.entities import DeploymentSpec
 from supervisor.core.suggesting import ModelFit, fit_of, no_fit, usual_ctx
 from supervisor.errors import (
@@ -22,8 +22,10 @@ from supervisor.errors import (
     EngineRefusedModel,
     InsufficientMemory,
     ModelMissing,
+    NoDevices,
 )
 from supervisor.ports import Model
+from supervisor.service.model_settings import ModelSettingsBook
 from supervisor.service.planning import Planner
 from supervisor.service.tools import Tools
 
@@ -49,6 +51,7 @@ class Fitter:
             find: The path of a model that is listed on this host; raises ``ModelMissing``.
         """
         self._tools, self._planner, self._find = tools, planner, find
+        self._settings = ModelSettingsBook(tools)
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._fits: OrderedDict[Hashable, ModelFit] = OrderedDict()
         self._asked: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
@@ -59,55 +62,79 @@ class Fitter:
         return self._tools.estimate_memory.is_there
 
     async def of_file(self, model: str, ctx_tokens: int | None) -> ModelFit:
-        """Of a model of this host; without a context with the usual one.
+        """Of a model of this host, as a launch now would have it; see ``of``.
 
         Raises:
             ProjectError: It is not there or broken, or there are no devices.
         """
         path = await self._find(model)
         found = await asyncio.to_thread(self._tools.read_model, path)
-        ctx = usual_ctx(ctx_tokens, found.facts.ctx_train_tokens)
         version = path, found.facts.size_bytes, _stamp(found.file)
 
         async def read() -> Model:
             return found
 
-        return await self.of(version, path, ctx, read)
+        return await self.of(version, path, ctx_tokens, found.facts.ctx_train_tokens, read)
 
     async def of(
-        self, version: Hashable, name: str, ctx_tokens: int, read: Callable[[], Awaitable[Model]]
+        self,
+        version: Hashable,
+        name: str,
+        ctx_tokens: int | None,
+        ctx_train_tokens: int | None,
+        read: Callable[[], Awaitable[Model]],
     ) -> ModelFit:
-        """Of a model that ``read`` gives, if it is not known.
+        """Of a model that ``read`` gives, if it is not known, with the settings kept for it.
 
         Args:
             version: Changes whenever the model does.
-            name: For messages.
-            ctx_tokens: Wanted, and no less.
+            name: What a launch would call it: its path or its reference.
+            ctx_tokens: Wanted, and no less; None: what is kept for the model, or the usual.
+            ctx_train_tokens: What it was trained for, if it is known.
             read: May raise ``ProjectError``.
 
         Raises:
             ProjectError: There are no devices, or it cannot be read.
         """
-        key = version, ctx_tokens, cluster_state(self._tools)
+        spec = await asyncio.to_thread(self._spec, name, ctx_tokens, ctx_train_tokens)
+        state = cluster_state(self._tools)
+        key = version, spec.model_dump_json(), state
         if key in self._fits:
             self._fits.move_to_end(key)
             return self._fits[key]
         model = await read()
         try:
             async with self._asked.setdefault(key, asyncio.Lock()):
-                fit = self._fits.get(key)  # somebody else may have asked the same meanwhile
-                if fit is None:
-                    async with self._turns:
-                        fit = await self._planned(model, name, ctx_tokens)
+                if (known := self._fits.get(key)) is not None:
+                    return known  # somebody else asked the same meanwhile
+                async with self._turns:
+                    fit = await self._planned(model, spec)
+                if cluster_state(self._tools) == state:  # else it is of another cluster
                     self._fits[key] = fit
+        except NoDevices:
+            raise
+        except ProjectError as exc:  # of kept settings: their files and devices come and go
+            return no_fit(spec.ctx_tokens, str(exc), exc.code, is_estimate=model.is_estimate)
         finally:
             _discard(model)
         while len(self._fits) > KEPT_FITS:
             self._fits.popitem(last=False)
         return fit
 
-    async def _planned(self, model: Model, name: str, ctx_tokens: int) -> ModelFit:
-        spec, guessed = DeploymentSpec(model=name, ctx_tokens=ctx_tokens), model.is_estimate
+    def _spec(
+        self, name: str, ctx_tokens: int | None, ctx_train_tokens: int | None
+    ) -> DeploymentSpec:
+        """What a launch now would ask for. Blocks."""
+        if ctx_tokens is not None:
+            spec = self._settings.merged(DeploymentSpec(model=name, ctx_tokens=ctx_tokens))
+            return spec.model_copy(update={"min_ctx_tokens": None})
+        spec = self._settings.merged(DeploymentSpec(model=name))
+        if "ctx_tokens" in spec.model_fields_set:
+            return spec
+        return spec.model_copy(update={"ctx_tokens": usual_ctx(ctx_train_tokens)})
+
+    async def _planned(self, model: Model, spec: DeploymentSpec) -> ModelFit:
+        ctx_tokens, guessed = spec.ctx_tokens, model.is_estimate
         try:
             plan = await self._planner.preview(spec, lambda _: model)
         except InsufficientMemory as exc:
@@ -197,6 +224,12 @@ class StandIns:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
+
+    @staticmethod
+    def sweep(parent: Path) -> None:
+        """Remove what an earlier run left that was killed."""
+        for left in parent.glob(f"{_PREFIX}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _discard(model: Model) -> None:

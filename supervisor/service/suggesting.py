@@ -46,7 +46,7 @@ from supervisor.ports import Model
 from supervisor.service.fitting import Fitter, StandIns
 
 MOST_OF_REPO: Final = 48
-"""Models of one repository that are looked at; those of real ones are fewer than forty."""
+"""Models of one repository that are shown; those of real ones are fewer than forty."""
 
 AT_ONCE: Final = 2
 """Questions; others wait."""
@@ -107,7 +107,7 @@ class SuggestProgress:
 
 
 Tell = Callable[[SuggestProgress], None]
-Row = Callable[[str], Awaitable[Suggestion]]
+Row = Callable[[OfferedModel], Awaitable[Suggestion]]
 """Makes the suggestion of one candidate."""
 
 
@@ -131,6 +131,7 @@ class Suggester:
         self.fitter, self._repos, self._catalogue = fitter, repos, catalogue
         self._folder = folder
         self._turns = asyncio.Semaphore(AT_ONCE)
+        StandIns.sweep(folder)
 
     async def suggest(self, wish: SuggestWish, tell: Tell) -> Suggestions:
         """What to run of a repository, for a task, or at all.
@@ -140,6 +141,8 @@ class Suggester:
             ProjectError: There are no devices, or the hub does not give a repository that was
                 asked for; says why.
         """
+        if self._turns.locked():
+            tell(SuggestProgress("waiting for other questions", 0, 1))
         async with self._turns:
             return await self._suggested(wish, tell)
 
@@ -162,7 +165,7 @@ class Suggester:
         except (HubUnreachable, HubOffline) as exc:
             if known is None:
                 raise
-            rows = [await self._estimate(known, label, wish) for label in known.quantisations]
+            rows = [await self._estimate(known, model, wish) for model in _estimates(known)]
             rows.sort(key=lambda row: -row.size_bytes)
             return self._answer(wish, rows, [f"Sizes and speeds are estimates: {exc}."])
 
@@ -171,9 +174,7 @@ class Suggester:
     async def _of_repo(self, repo: str, wish: SuggestWish, tell: Tell) -> Suggestions:
         tell(SuggestProgress(f"asking for {repo}", 0, 1))
         opened = await self._repos.open(repo)
-        models = opened.models[:MOST_OF_REPO]
-        done = 0
-
+        total, done = min(len(opened.models), MOST_OF_REPO), 0
         turns = asyncio.Semaphore(HEADERS_AT_ONCE)
 
         async def made(model: OfferedModel, folder: Path) -> Suggestion:
@@ -181,15 +182,32 @@ class Suggester:
             async with turns:
                 row = await self._remote_row(opened, model, wish, folder)
             done += 1
-            tell(SuggestProgress(f"planned {model.label}", done, len(models)))
+            tell(SuggestProgress(f"planned {model.label}", done, total))
             return row
 
         with StandIns(self._folder) as folder:
-            tell(SuggestProgress("reading a header", 0, len(models)))
+            tell(SuggestProgress("reading a header", 0, total))
             await opened.begin()
+            models = await self._worth_a_look(opened, wish, folder)
             rows = await _all(made(model, folder) for model in models)
         rows.sort(key=lambda row: (-row.size_bytes, row.reference))
         return self._answer(wish, rows, self._notes(opened))
+
+    async def _worth_a_look(
+        self, opened: OpenRepo, wish: SuggestWish, folder: Path
+    ) -> Sequence[OfferedModel]:
+        """All of them; of many those that are about as large as the best."""
+
+        async def row(model: OfferedModel) -> Suggestion:
+            return await self._remote_row(opened, model, wish, folder)
+
+        models = opened.models
+        if len(models) <= MOST_OF_REPO:
+            return models
+        best = await _best(models, row, wish.min_tokens_per_s)
+        at = [model.reference for model in models].index(best.reference)
+        start = min(max(0, at - MOST_OF_REPO // 2), len(models) - MOST_OF_REPO)
+        return models[start : start + MOST_OF_REPO]
 
     def _answer(
         self, wish: SuggestWish, rows: Sequence[Suggestion], notes: Sequence[str]
@@ -208,7 +226,9 @@ class Suggester:
 
     def _notes(self, opened: OpenRepo) -> list[str]:
         more = len(opened.models) - MOST_OF_REPO
-        notes = [f"{more} larger models of {opened.repo} were not looked at."] if more > 0 else []
+        notes = []
+        if more > 0:
+            notes = [f"{more} more models of {opened.repo} are larger or smaller by far."]
         if not self.fitter.has_engine:
             notes.append("The engine here cannot check memory, so our own formulas decided.")
         return notes
@@ -219,12 +239,11 @@ class Suggester:
         async def read() -> Model:
             return await opened.read(model.reference, folder)
 
-        key = "hub", opened.version(model.reference)
-        ctx = usual_ctx(wish.ctx_tokens, opened.ctx_train_tokens)
+        key, trained = ("hub", opened.version(model.reference)), opened.ctx_train_tokens
         try:
-            fit = await self.fitter.of(key, model.reference, ctx, read)
+            fit = await self.fitter.of(key, model.reference, wish.ctx_tokens, trained, read)
         except (ModelBroken, ModelMissing) as exc:
-            fit = no_fit(ctx, str(exc), exc.code)
+            fit = no_fit(wish.ctx_tokens or usual_ctx(trained), str(exc), exc.code)
         return Suggestion(
             reference=model.reference,
             repo=opened.repo,
@@ -253,7 +272,7 @@ class Suggester:
         )
         words = nothing_fits(found)
         if chosen:
-            words = f"{chosen.id}, {in_words(chosen, [chosen], wish.min_tokens_per_s)}."
+            words = f"{chosen.id}, {in_words(chosen, found, wish.min_tokens_per_s)}."
             words += f" {chosen.about}"
         return Suggestions(
             asked=wish.asked,
@@ -268,25 +287,27 @@ class Suggester:
     async def _estimated(self, model: CatalogueModel, wish: SuggestWish) -> Suggestion:
         """The best quantisation of a model, by its published sizes alone."""
 
-        async def row(label: str) -> Suggestion:
-            return await self._estimate(model, label, wish)
+        async def row(candidate: OfferedModel) -> Suggestion:
+            return await self._estimate(model, candidate, wish)
 
-        labels = sorted(model.quantisations, key=model.size_bytes)
-        return await _best(labels, row, wish.min_tokens_per_s)
+        return await _best(_estimates(model), row, wish.min_tokens_per_s)
 
-    async def _estimate(self, model: CatalogueModel, label: str, wish: SuggestWish) -> Suggestion:
+    async def _estimate(
+        self, model: CatalogueModel, candidate: OfferedModel, wish: SuggestWish
+    ) -> Suggestion:
+        reference, label = candidate.reference, candidate.label
+
         async def read() -> Model:
             facts = estimated_facts(model, label)
             return Model(facts, estimated_shape(model, label), is_estimate=True)
 
-        ctx = usual_ctx(wish.ctx_tokens, model.ctx_train_tokens)
-        key = "estimate", model.id, label
-        fit = await self.fitter.of(key, model.reference(label), ctx, read)
+        key, trained = ("estimate", model.id, label), model.ctx_train_tokens
+        fit = await self.fitter.of(key, reference, wish.ctx_tokens, trained, read)
         return Suggestion(
-            reference=model.reference(label),
+            reference=reference,
             repo=model.repo,
             label=label,
-            size_bytes=model.size_bytes(label),
+            size_bytes=candidate.size_bytes,
             fit=fit,
             **_told(model),
         )
@@ -316,26 +337,37 @@ class Suggester:
     async def _looked_up(self, row: Suggestion, wish: SuggestWish) -> Suggestion:
         opened = await self._repos.open(row.repo)
         await opened.begin()
-        by_label = {model.label: model for model in opened.models}
         told = {"id": row.id, "licence": row.licence, "about": row.about}
         with StandIns(self._folder) as folder:
 
-            async def made(label: str) -> Suggestion:
-                found = await self._remote_row(opened, by_label[label], wish, folder)
+            async def made(model: OfferedModel) -> Suggestion:
+                found = await self._remote_row(opened, model, wish, folder)
                 return found.model_copy(update=told)
 
-            labels = [model.label for model in opened.models]
-            return await _best(labels, made, wish.min_tokens_per_s)
+            return await _best(opened.models, made, wish.min_tokens_per_s)
 
 
-async def _best(labels: Sequence[str], row: Row, min_tokens_per_s: float) -> Suggestion:
-    """The recommended of one model, the smallest first, with few of them planned.
+def _estimates(model: CatalogueModel) -> list[OfferedModel]:
+    """Its quantisations, the smallest first."""
+    return [
+        OfferedModel(
+            reference=model.reference(label),
+            label=label,
+            size_bytes=model.size_bytes(label),
+            parts=1,
+        )
+        for label in sorted(model.quantisations, key=model.size_bytes)
+    ]
+
+
+async def _best(models: Sequence[OfferedModel], row: Row, min_tokens_per_s: float) -> Suggestion:
+    """The recommended of several, the smallest first, with few of them planned.
 
     A larger one needs more memory and more time per token, so halving finds the largest that is
-    good enough; those of less than four bits are tried only where nothing finer fits.
+    good enough; those of less than four bits are tried only where nothing finer is.
     """
-    fine = [label for label in labels if is_fine(label)]
-    coarse = [label for label in labels if not is_fine(label)]
+    fine = [model for model in models if is_fine(model.label)]
+    coarse = [model for model in models if not is_fine(model.label)]
     seen: list[Suggestion] = []
     for group in (fine, coarse):
         low, high = 0, len(group)
@@ -348,7 +380,7 @@ async def _best(labels: Sequence[str], row: Row, min_tokens_per_s: float) -> Sug
                 low = middle + 1
             else:
                 high = middle
-        if any(found.fit.fits for found in seen):
+        if low:
             break
     chosen = recommended(seen, min_tokens_per_s)
     return chosen or min(seen, key=lambda found: found.size_bytes)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +33,7 @@ from supervisor.adapters.hub_repo import RepoHeaders
 from supervisor.adapters.models import read_remote_model
 from supervisor.adapters.sparse_model import sparse_model
 from supervisor.core import launch_plan
-from supervisor.core.catalogue import for_task
+from supervisor.core.catalogue import CatalogueModel, for_task
 from supervisor.core.entities import DeploymentSpec, Plan
 from supervisor.core.suggesting import Suggestions, bits_of
 from supervisor.errors import BadRequest, HubUnreachable, InsufficientMemory, ModelMissing
@@ -59,9 +59,14 @@ CALM = Patience(connect_s=5, silence_s=30, range_s=60, tries=2, first_pause_s=0.
 """The stand-in hashes files before it lists them."""
 
 
-def suggester(cluster: Cluster, folder: Path, made: HubStandIn) -> Suggester:
+def suggester(
+    cluster: Cluster,
+    folder: Path,
+    made: HubStandIn,
+    catalogue: Callable[[], Sequence[CatalogueModel]] = read_catalogue,
+) -> Suggester:
     fitter = Fitter(cluster.tools, cluster.planner, listed(lambda _: None))
-    return Suggester(fitter, RepoHeaders(folder, lambda: made.hub(CALM)), read_catalogue, folder)
+    return Suggester(fitter, RepoHeaders(folder, lambda: made.hub(CALM)), catalogue, folder)
 
 
 async def answer(of: Suggester, asked: str, ctx_tokens: int | None = None) -> Suggestions:
@@ -86,10 +91,10 @@ async def confirmed(cluster: Cluster, model: Model, plan: Plan) -> bool:
 
 def largest(rows: Sequence[tuple[str, int, float]]) -> str | None:
     """By the rule alone: label, bytes and speed of everything that fits."""
+    if fast := [row for row in rows if row[2] >= SPEED]:
+        return max(fast, key=lambda row: row[1])[0]
     fine = [row for row in rows if bits_of(row[0]) >= 4] or list(rows)
-    fast = [row for row in fine if row[2] >= SPEED]
-    best = max(fast, key=lambda row: row[1]) if fast else max(fine, key=lambda row: row[2])
-    return best[0]
+    return max(fine, key=lambda row: row[2])[0]
 
 
 @pytest.mark.parametrize("shape", MODELS, ids=lambda shape: shape.name)
@@ -108,7 +113,7 @@ async def test_what_fits_is_confirmed_and_the_largest_good_one_is_recommended(
             cluster = Cluster(name, engine, tmp_path / "kept")
             found = await answer(suggester(cluster, tmp_path / "kept", made), REPO)
             assert {row.label for row in found.suggestions} == set(QUANTISATIONS)
-            fitting = []
+            fitting = list[tuple[str, int, float]]()
             for row in found.suggestions:
                 model = whole[row.label]
                 plan = await planned(cluster, model, row.fit.ctx_tokens)
@@ -229,6 +234,23 @@ async def test_a_table_that_says_something_else_than_the_file_is_not_believed(
     assert any("cannot check memory" in note for note in found.notes)
 
 
+async def test_files_that_are_no_models_do_not_hide_the_others(tmp_path: Path) -> None:
+    served = tmp_path / "hub" / REPO
+    write_repository(served, named("tiny body"), ("Q2_K", "Q3_K_M", "Q4_K_M", "Q6_K", "Q8_0"))
+    for quantisation in ("Q2_K", "Q3_K_M", "Q4_K_M"):
+        cut = served / f"Model-{quantisation}.gguf"
+        os.truncate(cut, cut.stat().st_size - (64 << 10))
+    (served / "Model-Q5_K_M.gguf").touch()
+    with hub_stand_in(tmp_path / "hub") as made:
+        cluster = Cluster("laptop", None, tmp_path / "kept")
+        found = await answer(suggester(cluster, tmp_path / "kept", made), REPO)
+    rows = {row.label: row for row in found.suggestions}
+    assert rows["Q8_0"].is_recommended
+    assert rows["Q6_K"].fit.fits
+    assert "is empty" in rows["Q5_K_M"].reason
+    assert [rows[label].fit.error_code for label in ("Q2_K", "Q3_K_M")] == ["model_broken"] * 2
+
+
 # -- tasks, and without the hub ------------------------------------------------------------------
 
 
@@ -265,16 +287,17 @@ async def test_a_task_is_answered_without_the_hub_by_estimates(tmp_path: Path) -
 async def test_a_task_is_looked_up_where_the_hub_has_it(
     engine: EngineFacts, tmp_path: Path
 ) -> None:
-    repo = "Qwen/Qwen3-Embedding-0.6B-GGUF"
-    write_repository(tmp_path / "hub" / repo, named("tiny body"), ("Q4_K_M", "Q8_0", "F16"))
+    only = read_catalogue()[-1]
+    write_repository(tmp_path / "hub" / only.repo, named("tiny body"), ("Q4_K_M", "Q8_0", "F16"))
     with hub_stand_in(tmp_path / "hub") as made:
         cluster = Cluster("laptop", engine, tmp_path / "kept")
-        found = await answer(suggester(cluster, tmp_path / "kept", made), "embedding")
+        of = suggester(cluster, tmp_path / "kept", made, lambda: (only,))
+        found = await answer(of, only.good_at[0])
     (row,) = found.suggestions
     assert row.label == "F16"
     assert row.fit.is_checked
     assert not row.fit.is_estimate
-    assert row.id == "qwen3-embedding-0.6b"
+    assert row.id == only.id
 
 
 # -- one model of this host ------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from supervisor.core.suggesting import (
     best_first,
     bits_of,
     fit_of,
+    in_words,
     judged,
     next_command,
     no_fit,
@@ -74,14 +75,31 @@ def test_a_slow_one_is_passed_over_for_a_smaller_fast_one() -> None:
     assert chosen(one("Q4_K_M", 4, 7), one("Q8_0", 8, 3), speed=2).label == "Q8_0"
 
 
-def test_never_below_four_bits_if_something_with_four_bits_fits() -> None:
-    best = chosen(one("Q3_K_M", 3, 9), one("Q4_K_M", 4, 2))
+def test_below_four_bits_the_words_say_what_it_costs_and_what_the_next_one_lacks() -> None:
+    best = chosen(one("Q2_K", 2, 12), one("Q3_K_M", 3, 9), one("Q4_K_M", 4, 2))
+    assert best.label == "Q3_K_M", "it is the largest with the wanted speed"
+    assert "less than 4 bits per weight, so answers suffer" in best.reason
+    assert best.reason.endswith("Q4_K_M of 4.0 GiB would give about 2.0 tokens per second")
+    coarse = chosen(one("Q2_K", 2, 9), one("Q3_K_M", 3, 8), one("Q4_K_M", 4, missing_gib=1))
+    assert coarse.label == "Q3_K_M"
+    assert coarse.reason.endswith("Q4_K_M would need 1.0 GiB more")
+
+
+def test_where_all_are_too_slow_less_than_four_bits_are_no_remedy() -> None:
+    best = chosen(one("Q3_K_M", 3, 4), one("Q4_K_M", 4, 2), one("Q5_K_M", 5, 1))
     assert best.label == "Q4_K_M"
     assert "slower than the 5 tokens per second" in best.reason
     assert "only what is stored with less than 4 bits" in best.reason
-    coarse = chosen(one("Q2_K", 2, 9), one("Q3_K_M", 3, 8), one("Q4_K_M", 4, missing_gib=1))
-    assert coarse.label == "Q3_K_M"
-    assert "nothing with 4 bits per weight or more fits" in coarse.reason
+    assert chosen(one("Q2_K", 2, 4), one("Q3_K_M", 3, 3)).label == "Q2_K"
+
+
+def test_among_several_models_the_words_name_a_faster_one() -> None:
+    slow = one("Q4_K_M", 20, 2).model_copy(update={"id": "big"})
+    small = one("Q8_0", 1, 4).model_copy(update={"id": "small", "repo": "owner/S-GGUF"})
+    words = in_words(slow, [slow, small], 5)
+    assert "the fastest, small, would give about 4.0 tokens per second" in words
+    assert "nothing else that fits is faster" in in_words(small, [slow, small], 5)
+    assert "big" not in in_words(small, [slow, small], 5), "a larger one of another repository"
 
 
 def test_where_all_are_too_slow_the_fastest_is_best() -> None:
@@ -134,11 +152,10 @@ def test_a_command_keeps_names_with_spaces_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "trained", "expected"),
-    [(None, None, 8192), (None, 2048, 2048), (None, 131_072, 8192), (16_384, 2048, 16_384)],
+    ("trained", "expected"), [(None, 8192), (2048, 2048), (131_072, 8192), (64, 256)]
 )
-def test_the_usual_context(wanted: int | None, trained: int | None, expected: int) -> None:
-    assert usual_ctx(wanted, trained) == expected
+def test_the_usual_context(trained: int | None, expected: int) -> None:
+    assert usual_ctx(trained) == expected
 
 
 def test_a_plan_tells_devices_speed_and_cache() -> None:
@@ -184,9 +201,14 @@ def test_no_choice_is_better_than_the_recommended_one() -> None:
             assert not fits
             continue
         fine = [each for each in fits if bits_of(each.label) in {0, 4, 5, 6, 8, 16}]
-        pool = fine or fits
-        fast = [each for each in pool if (each.fit.tokens_per_s or 0) >= 5]
-        assert best in pool
-        if fast:
-            assert best in fast
-            assert all(best.size_bytes >= each.size_bytes for each in fast)
+        fast = [each for each in fits if (each.fit.tokens_per_s or 0) >= 5]
+        unknown = [each for each in fits if each.fit.tokens_per_s is None]
+        if good := fast or unknown:
+            assert best in good
+            assert all(best.size_bytes >= each.size_bytes for each in good)
+        else:
+            assert best in (fine or fits)
+            assert all(
+                (best.fit.tokens_per_s or 0) >= (each.fit.tokens_per_s or 0)
+                for each in fine or fits
+            )

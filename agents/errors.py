@@ -233,6 +233,12 @@ class PeerFailed(AgentError):
     retryable = True
 
 
+class PeerUnsupported(AgentError):
+    """An agent is of another version than ours, and gives or takes no chunks as we do."""
+
+    code = "peer_unsupported"
+
+
 class FetchUnknown(AgentError):
     """A fetch of chunks from another device is not on this device, or not any more."""
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from agents import tls
-from agents.chunks import CHUNK_BYTES, ChunkName
+from agents.chunks import ChunkName
 from agents.errors import BadMessage, LinkFraming, LinkLost, ProjectError
 from agents.link_frames import (
     WANTED_CHUNKS,
@@ -183,13 +183,13 @@ class _Reading:
             self.link.end(LinkLost(f"it took nothing for {_ROOM_S:g} s"))
 
     async def _give_one(self, name: ChunkName) -> None:
-        wait_s = self._peers.wait_s(CHUNK_BYTES)
+        data = await self._peers.read(name)
+        wait_s = self._peers.wait_s(len(data or b""))
         if wait_s:
             await asyncio.sleep(wait_s)
         if not self._peers.is_allowed(self):
             self.link.end(LinkLost("its grant is over"))
             return
-        data = await self._peers.read(name)
         async with asyncio.timeout(_ROOM_S):
             while self.link.is_full and not self.link.is_over:
                 self._news.clear()

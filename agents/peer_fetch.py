@@ -15,6 +15,7 @@ from typing import Final
 from agents import tls
 from agents.chunk_store import PutResult
 from agents.chunks import CHUNK_BYTES, NAME_BYTES, ChunkName
+from agents.contract import read
 from agents.errors import (
     BadMessage,
     FetchUnknown,
@@ -22,9 +23,18 @@ from agents.errors import (
     LinkLost,
     LinkRefused,
     PeerFailed,
+    PeerUnsupported,
     ProjectError,
 )
-from agents.link_frames import Frame, Kind, read_names, read_seed
+from agents.link_frames import (
+    LINK_PROTOCOL,
+    Frame,
+    Kind,
+    Welcome,
+    read_json,
+    read_names,
+    read_seed,
+)
 from agents.link_session import Stock
 from agents.link_stream import LinkStream
 from agents.pacing import Pace
@@ -41,6 +51,8 @@ WINDOW_CHUNKS: Final = 4
 """On their way or in memory, per fetch."""
 _PLACE_S: Final = 4.0
 _WELCOME_S: Final = 5.0
+_CONNECT_S: Final = 12.0
+"""For all places together: who waits for the chunks gets them elsewhere."""
 STALL_S: Final = 20.0
 """Without a chunk, and hardly anything of one, for so long, the other device is left."""
 _PROGRESS_BYTES: Final = 16 << 10
@@ -188,7 +200,11 @@ class _Fetch:
 
     async def _connect(self) -> None:
         problems = []
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + _CONNECT_S
         for host, port in self._places:
+            if loop.time() >= until_s:
+                break
             try:
                 async with asyncio.timeout(_PLACE_S):
                     await self._dial(host, port)
@@ -224,7 +240,7 @@ class _Fetch:
     def _on_frame(self, frame: Frame) -> None:
         match frame.kind:
             case Kind.WELCOME:
-                self._welcome.set()
+                self._hear_welcome(read(Welcome, read_json(frame.body)))
             case Kind.CHUNK:
                 name, data = read_seed(frame.body)
                 self._on_answer(name, bytes(data))
@@ -234,6 +250,14 @@ class _Fetch:
             case _:
                 raise LinkFraming(f"{frame.kind.name} is not for a device that fetches")
         self._news.set()
+
+    def _hear_welcome(self, welcome: Welcome) -> None:
+        if welcome.protocol != LINK_PROTOCOL:
+            raise PeerUnsupported(
+                f"the agent of the other device speaks link protocol {welcome.protocol}, this one "
+                f"{LINK_PROTOCOL}; update the older one"
+            )
+        self._welcome.set()
 
     def _on_answer(self, name: ChunkName, data: bytes | None) -> None:
         if not self._asked or self._asked[0] != name:

@@ -328,6 +328,14 @@ class LendingLinks(Protocol):
 
     def stored(self) -> Mapping[AgentId, Sequence[ChunkName]]: ...
 
+    def limit(self, bytes_per_s: int) -> None:
+        """Send no more than that from now on, over all links together; 0: any."""
+        ...
+
+    def leave(self, agent_id: AgentId, reason: str) -> None:
+        """End the push to one device; what has arrived there stays."""
+        ...
+
 
 class LinkStarter(Protocol):
     """Starts the links of a launch; ready they are a moment later."""

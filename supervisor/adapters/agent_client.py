@@ -30,7 +30,7 @@ from agents.contract import (
     RpcServerSpec,
     RpcServerStatus,
 )
-from agents.errors import MeasurementUnsupported
+from agents.errors import MeasurementUnsupported, PeerUnsupported
 from agents.own_networks import own_addresses
 from agents.peer_messages import FetchOrder, FetchStatus, PeerGrant
 from supervisor.errors import AgentRefused, AgentUnreachable
@@ -130,16 +130,29 @@ class AgentClient:
         return self._read(_ENGINE, answer)
 
     async def grant(self, grant: PeerGrant) -> None:
-        await self._call("PUT", "/grants", json=asdict(grant))
+        await self._call_of_peers("PUT", "/grants", json=asdict(grant))
 
     async def fetch(self, order: FetchOrder) -> FetchStatus:
-        return self._read(_FETCH, await self._call("PUT", "/fetches", json=asdict(order)))
+        answer = await self._call_of_peers("PUT", "/fetches", json=asdict(order))
+        return self._read(_FETCH, answer)
 
     async def fetch_status(self, fetch_id: str) -> FetchStatus:
         return self._read(_FETCH, await self._call("GET", f"/fetches/{fetch_id}"))
 
     async def end_fetch(self, fetch_id: str) -> FetchStatus:
         return self._read(_FETCH, await self._call("DELETE", f"/fetches/{fetch_id}"))
+
+    async def _call_of_peers(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            return await self._call(method, path, **arguments)
+        except AgentRefused as exc:
+            if "HTTP 404" not in str(exc):
+                raise
+            raise AgentRefused(
+                f"the agent of {self.name} is too old to exchange weights with other devices; "
+                "update it",
+                PeerUnsupported.code,
+            ) from exc
 
     async def measure(
         self, spec: MeasurementSpec

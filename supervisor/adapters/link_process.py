@@ -173,6 +173,14 @@ class LinkProcess:
         found, self._stored = self._stored, {}
         return found
 
+    def limit(self, bytes_per_s: int) -> None:
+        """Send no more than that from now on, over all links together; 0: any."""
+        self._say({"limit": bytes_per_s})
+
+    def leave(self, agent_id: AgentId, reason: str) -> None:
+        """End the push to one device; what has arrived there stays."""
+        self._say({"leave": {"agent_id": agent_id, "reason": reason}})
+
     def _say(self, message: Mapping[str, object]) -> None:
         if self._writer is not None and self.is_alive:
             self._writer.write(json.dumps(message).encode() + b"\n")

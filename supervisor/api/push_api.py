@@ -34,14 +34,13 @@ def create_push_router(pusher: Pusher, holdings: Holdings) -> APIRouter:
     @router.get("/models/holdings")
     async def get_holdings(model: ModelName) -> tuple[HoldingView, ...]:
         """Takes as long as hashing the model does, the first time."""
-        return await holdings.holdings(DeploymentSpec(model=model))
+        return await holdings.holdings(model)
 
     @router.get("/models/holdings/stream", response_class=EventSourceResponse)
     async def stream_holdings(model: ModelName) -> AsyncIterator[ServerSentEvent]:
         """The same with progress while the model is hashed."""
-        spec = DeploymentSpec(model=model)
         stream = sse.working(
-            lambda tell: holdings.holdings(spec, lambda *bytes_: tell(bytes_)),
+            lambda tell: holdings.holdings(model, lambda *bytes_: tell(bytes_)),
             shown=_progress,
             answered=lambda views: [view.model_dump(mode="json") for view in views],
         )

@@ -53,6 +53,9 @@ def push(
         figures = (view["total_bytes"], view["sent_bytes"], view["from_peers_bytes"])
         made.add_row(escape(view["device"]), *map(_mb, figures))
     output.console.print(made)
+    for view in views:
+        if view["note"]:
+            output.console.print(f"{escape(view['device'])}: {escape(view['note'])}")
 
 
 def _follow(
@@ -82,8 +85,12 @@ def _follow(
 
 def _line(view: dict[str, Any]) -> str:
     there = f"{escape(view['device'])}: {_mb(view['done_bytes'])} of {_mb(view['total_bytes'])}"
+    if view["state"] == "waiting":
+        return f"{escape(view['device'])}: another push of this model goes first"
     if view["state"] == "naming":
         return f"{there} of the model named, once"
+    if view["problem"]:
+        return f"{there}, then lost: {escape(view['problem'])}"
     left = f", {view['eta_s']:.0f} s left" if view["eta_s"] is not None else ""
     helped = view["from_peers_bytes"]
     peers = f" ({_mb(helped)} from other devices)" if helped else ""

@@ -289,6 +289,8 @@ class PushView(FrozenModel):
     from_peers_bytes: ByteCount = Field(default=0, description="now, by other devices")
     bytes_per_s: ByteCount = 0
     eta_s: Seconds | None = None
+    problem: str = Field(default="", description="why it got no more")
+    note: str = Field(default="", description="why other devices could not help")
 
 
 class PullView(FrozenModel):

@@ -10,8 +10,8 @@ while it has work for less than ``AHEAD_S`` seconds, and only if it would be the
 the main host sends last. Towards the end, what a slow source still has is given back.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from agents.chunks import CHUNK_BYTES, ChunkName
@@ -34,20 +34,56 @@ Pair = tuple[str, str]
 """Source and receiver, as agent ids."""
 
 
-@dataclass(slots=True)
 class _Receiver:
-    """What one device lacks, in the order in which the main host sends it."""
+    """What one device lacks. Bit n of a number stands for chunk n of the main host's order.
 
-    sizes: dict[ChunkName, int]
-    """Of all that it needs."""
-    open: dict[ChunkName, None]
-    """The main host sends these unless somebody else does; in order."""
-    under_way: dict[ChunkName, str] = field(default_factory=dict)
-    """Who else brings them."""
+    So a decision costs microseconds, however many chunks and devices there are: they are made in
+    the event loop of the supervisor, for each pair of devices, several times a second.
+    """
 
-    @property
-    def open_bytes(self) -> int:
-        return sum(self.sizes[name] for name in self.open)
+    def __init__(
+        self, chunks: Sequence[tuple[ChunkName, int]], held: Collection[ChunkName]
+    ) -> None:
+        self.sizes = dict(chunks)
+        """Of all that it needs, in order."""
+        self.names = tuple(self.sizes)
+        self._places = {name: number for number, name in enumerate(self.names)}
+        self.open = ((1 << len(self.names)) - 1) ^ self.bits_of(held)
+        """The main host sends these unless somebody else does."""
+        self.open_bytes = sum(size for name, size in self.sizes.items() if name not in held)
+        self.held_by: dict[str, int] = {}
+        """What each other device has of all that this one needs."""
+        self.under_way: dict[ChunkName, str] = {}
+        """Who else brings them."""
+
+    def bits_of(self, names: Iterable[ChunkName]) -> int:
+        """Those of ``names`` that it needs."""
+        found = bytearray(len(self.names) // 8 + 1)
+        for name in names:
+            if (number := self._places.get(name)) is not None:
+                found[number >> 3] |= 1 << (number & 7)
+        return int.from_bytes(found, "little")
+
+    def from_the_end(self, bits: int) -> Iterator[ChunkName]:
+        while bits:
+            number = bits.bit_length() - 1
+            bits ^= 1 << number
+            yield self.names[number]
+
+    def is_open(self, name: ChunkName) -> bool:
+        return bool(self.open >> self._places[name] & 1) if name in self._places else False
+
+    def close(self, name: ChunkName) -> None:
+        """The main host need not send it."""
+        if self.is_open(name):
+            self.open ^= 1 << self._places[name]
+            self.open_bytes -= self.sizes[name]
+
+    def reopen(self, name: ChunkName) -> None:
+        """It has to, after all."""
+        if not self.is_open(name):
+            self.open |= 1 << self._places[name]
+            self.open_bytes += self.sizes[name]
 
 
 @dataclass(slots=True)
@@ -61,6 +97,11 @@ class _Seen:
     def bytes_per_s(self) -> float | None:
         is_known = self.size_bytes >= LEARNT_BYTES and self.busy_s > 0
         return self.size_bytes / self.busy_s if is_known else None
+
+    @property
+    def most_bytes_per_s(self) -> float:
+        """No more than this, by what has not come yet: a device that cannot be reached is slow."""
+        return (self.size_bytes + LEARNT_BYTES) / self.busy_s if self.busy_s > 0 else float("inf")
 
 
 class Spreading:
@@ -79,16 +120,16 @@ class Spreading:
             holds: Of every device, receiver or not.
             up_bytes_per_s: What was measured from the main host to each device.
         """
-        self._holds = {device: set(names) for device, names in holds.items()}
+        self._devices = tuple(dict.fromkeys((*needs, *holds)))
         self._up = dict(up_bytes_per_s)
         self._seen: dict[Pair, _Seen] = {}
         self._main_rates: dict[str, float] = {}
         self._failures: dict[Pair, int] = {}
         self._receivers: dict[str, _Receiver] = {}
         for device, chunks in needs.items():
-            held = self._holds.setdefault(device, set())
-            sizes = dict(chunks)
-            self._receivers[device] = _Receiver(sizes, {n: None for n in sizes if n not in held})
+            found = self._receivers[device] = _Receiver(chunks, set(holds.get(device, ())))
+            others = {each: names for each, names in holds.items() if each != device}
+            found.held_by = {each: found.bits_of(names) for each, names in others.items()}
 
     # -- what can be asked -----------------------------------------------------------------
 
@@ -102,16 +143,16 @@ class Spreading:
 
     def pairs(self) -> tuple[Pair, ...]:
         """All that could be, be it later."""
-        return tuple((s, r) for r in self._receivers for s in self._holds if s != r)
+        return tuple((s, r) for r in self._receivers for s in self._devices if s != r)
 
     def may_help(self, source: str, receiver: str) -> bool:
         """Whether ``source`` has, or will get, what ``receiver`` lacks."""
         if self._failures.get((source, receiver), 0) >= MOST_FAILURES:
             return False
-        open_names = self._receivers[receiver].open
-        coming = self._receivers[source].open if source in self._receivers else {}
-        held = self._holds[source]
-        return any(name in held or name in coming for name in open_names)
+        found, other = self._receivers[receiver], self._receivers.get(source)
+        if found.open & found.held_by.get(source, 0):
+            return True
+        return other is not None and any(map(found.is_open, other.from_the_end(other.open)))
 
     def is_done(self, receiver: str) -> bool:
         found = self._receivers[receiver]
@@ -133,7 +174,8 @@ class Spreading:
         if seen is not None and (measured := seen.bytes_per_s) is not None:
             return max(measured, LEAST_BYTES_PER_S)
         links = [self._up.get(each, UNMEASURED_BYTES_PER_S) for each in (source, receiver)]
-        return max(min(links), LEAST_BYTES_PER_S)
+        most = seen.most_bytes_per_s if seen is not None else float("inf")
+        return max(min(*links, most), LEAST_BYTES_PER_S)
 
     def ahead_bytes(self, source: str, receiver: str) -> float:
         """What a source may have to send; little before it has shown what it can do."""
@@ -164,19 +206,18 @@ class Spreading:
             return ()
         if self._is_more_urgent_elsewhere(source, receiver):
             return ()
-        held, batch, batch_bytes = self._holds[source], list[ChunkName](), 0
+        batch, batch_bytes = list[ChunkName](), 0
         most_bytes = self.batch_bytes(source, receiver)
-        for name in reversed(found.open):
+        for name in found.from_the_end(found.open & found.held_by.get(source, 0)):
             if batch_bytes >= most_bytes:
                 break
-            if name in held:
-                batch.append(name)
-                batch_bytes += found.sizes[name]
+            batch.append(name)
+            batch_bytes += found.sizes[name]
         main_s = found.open_bytes / self.main_rate(receiver)
         while batch and (queued_bytes + batch_bytes) / rate > main_s:
             batch_bytes -= found.sizes[batch.pop()]
         for name in batch:
-            del found.open[name]
+            found.close(name)
             found.under_way[name] = source
         return tuple(batch)
 
@@ -184,8 +225,7 @@ class Spreading:
         """Whether another device that this source could help will be ready later, by much."""
         own_s = self._left_s(receiver)
         return any(
-            self._left_s(other) > 2 * own_s + AHEAD_S
-            and any(name in self._holds[source] for name in found.open)
+            self._left_s(other) > 2 * own_s + AHEAD_S and found.open & found.held_by.get(source, 0)
             for other, found in self._receivers.items()
             if other not in (source, receiver)
             and self._failures.get((source, other), 0) < MOST_FAILURES
@@ -217,11 +257,14 @@ class Spreading:
 
     def arrived(self, receiver: str, names: Iterable[ChunkName]) -> None:
         """A device has these now, from whomever; it can pass them on."""
-        found = self._receivers[receiver]
-        for name in names:
-            found.open.pop(name, None)
+        found, given = self._receivers[receiver], tuple(names)
+        for name in given:
+            found.close(name)
             found.under_way.pop(name, None)
-            self._holds[receiver].add(name)
+        for device, other in self._receivers.items():
+            if device != receiver:
+                there = other.held_by.get(receiver, 0)
+                other.held_by[receiver] = there | other.bits_of(given)
 
     def given_back(self, source: str, receiver: str) -> tuple[ChunkName, ...]:
         """All that was under way from a source is the main host's again; returns what that is."""
@@ -233,7 +276,8 @@ class Spreading:
     def lacks(self, source: str, receiver: str, names: Iterable[ChunkName]) -> None:
         """A source does not have these, whatever it said."""
         given = tuple(names)
-        self._holds[source].difference_update(given)
+        for found in self._receivers.values():
+            found.held_by[source] = found.held_by.get(source, 0) & ~found.bits_of(given)
         self._reopen(self._receivers[receiver], given)
 
     def failed(self, source: str, receiver: str) -> bool:
@@ -244,6 +288,11 @@ class Spreading:
     def drop(self, source: str, receiver: str) -> None:
         """Ask nothing more of this pair."""
         self._failures[source, receiver] = MOST_FAILURES
+
+    def leave(self, receiver: str) -> None:
+        """Nobody needs to bring this device anything any more."""
+        for device in self._devices:
+            self.drop(device, receiver)
 
     def carried(self, source: str, receiver: str, size_bytes: int, busy_s: float) -> None:
         """So much came from a device within so many seconds in which it had work."""
@@ -260,4 +309,4 @@ class Spreading:
         """The main host left them out, and comes to them when it has sent everything else."""
         for name in names:
             if found.under_way.pop(name, None) is not None:
-                found.open[name] = None
+                found.reopen(name)

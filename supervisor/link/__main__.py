@@ -22,7 +22,7 @@ from agents import log as logs
 from agents import tls
 from agents.chunks import ChunkName
 from agents.contract import read
-from agents.errors import BadMessage, LinkLost, ProjectError
+from agents.errors import BadMessage, LinkLost, LinkRefused, ProjectError
 from agents.pacing import Pace
 from supervisor.link.alloc_sizes import AllocSizes
 from supervisor.link.job import LOST, LinkJob, LinkStats, WorkerJob
@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 
 _REPEAT_S: Final = 0.5
 _ALONE_S: Final = 10.0
-_LINE_BYTES: Final = 4 << 20
+_LINE_BYTES: Final = 64 << 20
+"""A job names every tensor for every device, with the path of its file."""
+_MOST_UNHEARD_BYTES: Final = 4 << 20
+"""A supervisor that leaves so much unread is stopped."""
 
 
 class LinkProcess:
@@ -91,7 +94,13 @@ class LinkProcess:
     def _obey(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         if "job" in message and not self._has_job:
             self._has_job = True
-            self._starting = asyncio.create_task(self._start_all(read(LinkJob, message["job"])))
+            job = read(LinkJob, message["job"])
+            self._pace.bytes_per_s = job.limit_bytes_per_s
+            self._starting = asyncio.create_task(self._start_all(job))
+        if "limit" in message:
+            self._pace.bytes_per_s = message["limit"]
+        if "leave" in message:
+            self._leave(**message["leave"])
         if "lend" in message:
             writer.write(self._line(lent=self._lend(**message["lend"])))
         if "settle" in message:
@@ -107,7 +116,7 @@ class LinkProcess:
             self._changed.clear()
             line = self._line(stored=self._stored())
             for writer in list(self._listeners):
-                if writer.transport.get_write_buffer_size() < _LINE_BYTES:  # else it is stopped
+                if writer.transport.get_write_buffer_size() < _MOST_UNHEARD_BYTES:
                     writer.write(line)
             if self._is_forgotten():
                 log.info("link.alone", extra={"seconds": _ALONE_S})
@@ -136,6 +145,11 @@ class LinkProcess:
             there = {_name(text): size_bytes for text, size_bytes in arrived.items()}
             seeder.settle(there, [_name(text) for text in back])
 
+    def _leave(self, agent_id: str, reason: str) -> None:
+        for each in list(self._near_ends):
+            if isinstance(each, Push) and each.stats().agent_id == agent_id:
+                each.close(LinkRefused(reason))
+
     def _stored(self) -> dict[str, list[str]]:
         """What has been stored since the last time, by device."""
         found = {}
@@ -162,7 +176,6 @@ class LinkProcess:
                 self._fail(worker.agent_id, LinkLost(f"the links cannot be made: {exc}"))
 
     async def _start(self, job: LinkJob) -> None:
-        self._pace.bytes_per_s = job.limit_bytes_per_s
         context = tls.client_context(
             Path(job.authority).read_text(), Path(job.certificate), Path(job.key)
         )
@@ -173,7 +186,7 @@ class LinkProcess:
                 near_end = self._make(job, worker, context, chunks)
             except ProjectError as exc:
                 self._fail(worker.agent_id, exc)
-                return
+                continue
             self._near_ends.append(near_end)
             pairs.append((worker, near_end))
         await asyncio.gather(*(self._start_one(each.agent_id, near) for each, near in pairs))

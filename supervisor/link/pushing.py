@@ -70,6 +70,10 @@ class Push:
         except ProjectError as exc:
             self._link.end(exc)
             return
+        except Exception as exc:
+            log.exception("push.bug")
+            self._link.end(LinkLost(f"internal error: {exc!r}; please report it"))
+            return
         if self._out.refuses_seeds:
             self._link.end(
                 LinkRefused(
@@ -77,13 +81,20 @@ class Push:
                     "or free its disk"
                 )
             )
+        elif self.seeder.done_bytes < self.seeder.total_bytes:
+            self._link.end(
+                LinkLost(
+                    f"{self.seeder.done_bytes} of {self.seeder.total_bytes} bytes were there or "
+                    "sent, as the model's file changed or cannot be read; push it again"
+                )
+            )
         elif self._state.state == SERVING:
             self._state = replace(self.stats(), state=DONE)
             self._on_change()
 
-    def close(self) -> None:
+    def close(self, error: ProjectError | None = None) -> None:
         """End it; what has arrived stays there."""
-        self._link.end(LinkLost("stopped"))
+        self._link.end(error or LinkLost("stopped"))
 
     @property
     def is_used(self) -> bool:

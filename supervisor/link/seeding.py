@@ -110,7 +110,9 @@ class Seeder:
             if wait_s := self._pace.wait_s(len(data)):
                 await asyncio.sleep(wait_s)
             await self._outbox.seed(name, data)
-        if name not in self._from_peers:
+        if name in self._from_peers:
+            self._from_peers.discard(name)  # its first place was counted when it came
+        else:
             self._own_bytes += place.size_bytes
 
     async def _send_late(self) -> None:

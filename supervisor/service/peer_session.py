@@ -5,9 +5,9 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from agents.chunks import ChunkName
 from agents.errors import LinkLost, ProjectError
@@ -19,11 +19,15 @@ from supervisor.ports import LendingLinks, PeerPort
 
 log = logging.getLogger(__name__)
 
+R = TypeVar("R")
+
 _GRANT_S: Final = 120.0
 _RENEW_S: Final = 60.0
 _LOOK_S: Final = 0.25
 _IDLE_S: Final = 2.0
 """Without work for so long, a fetch is ended; the next batch begins another one."""
+_CALL_S: Final = 8.0
+"""For an agent to answer; meanwhile the main host leaves out what it was to bring."""
 _GOODBYE_S: Final = 1.5
 _MOST_PLACES: Final = 6
 _FASTEST_FIRST: Final = ("thunderbolt", "ethernet", "bridge", "usb", "wifi", "vpn", "cellular", "")
@@ -77,8 +81,8 @@ class PeerSession:
             ProjectError: The source or the receiver does not do it, or not any more.
         """
         with self._giving_back():
-            await self._grant(_GRANT_S)
             try:
+                await _in_time(self._grant(_GRANT_S))
                 await self._order(first)
                 await self._follow()
             finally:
@@ -92,13 +96,14 @@ class PeerSession:
         granted_s = at_s = worked_s = time.monotonic()
         while not self.is_slow:
             await asyncio.sleep(_LOOK_S)
-            status = await self.receiver.agent.fetch_status(self._id)
+            status = await _in_time(self.receiver.agent.fetch_status(self._id))
             was_busy = self._settled < len(self._names)
             now_s, before_s = time.monotonic(), at_s
             at_s = now_s
             self._account(status, now_s - before_s if was_busy else 0.0)
             if status.is_over:
-                lost = LinkLost(status.detail)
+                ends = f"{self.receiver.device.name} gets nothing from {self.source.device.name}"
+                lost = LinkLost(f"{ends}: {status.detail}")
                 lost.code = status.error_code or LinkLost.code
                 raise lost
             while batch := self.spreading.next_batch(*self._key):
@@ -108,7 +113,7 @@ class PeerSession:
             elif now_s - worked_s > _IDLE_S:
                 return
             if now_s - granted_s > _RENEW_S:
-                await self._grant(_GRANT_S)
+                await _in_time(self._grant(_GRANT_S))
                 granted_s = now_s
 
     async def _order(self, batch: tuple[ChunkName, ...]) -> None:
@@ -129,7 +134,7 @@ class PeerSession:
             start=start,
             limit_bytes_per_s=self.limit_bytes_per_s,
         )
-        await self.receiver.agent.fetch(order)
+        await _in_time(self.receiver.agent.fetch(order))
 
     def _account(self, status: FetchStatus, busy_s: float) -> None:
         """Tell everybody what has come and what will not."""
@@ -182,3 +187,12 @@ class PeerSession:
                     "given_back": len(back),
                 },
             )
+
+
+async def _in_time(call: Awaitable[R]) -> R:
+    """Raises ``LinkLost`` if the agent does not answer within ``_CALL_S`` seconds."""
+    try:
+        async with asyncio.timeout(_CALL_S):
+            return await call
+    except TimeoutError:
+        raise LinkLost(f"an agent did not answer within {_CALL_S:g} s") from None

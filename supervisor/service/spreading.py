@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from agents.chunks import ChunkName
-from agents.errors import ProjectError
+from agents.errors import PeerUnsupported, ProjectError
 from supervisor.core.entities import AgentId, Device, Plan
 from supervisor.core.membership import DeviceCondition
 from supervisor.core.seeding import FileTensor
 from supervisor.core.spreading import Pair, Spreading
-from supervisor.link.job import SERVING
+from supervisor.link.job import LOST, SERVING
 from supervisor.ports import LendingLinks, Links, PeerPort
 from supervisor.service.links import question_job, shares
 from supervisor.service.naming import ChunkNamer, Chunks, Listener, known_chunks
@@ -98,8 +98,9 @@ class Spreader:
         needs = await self._namer.named({str(a): share for a, share in shares.items()}, tell)
         sizes = {name: size for chunks in needs.values() for name, size in chunks}
         holds = await self.holdings(devices, tuple(sizes.items()))
-        spreading = Spreading(needs, holds, _rates(devices))
-        return Spread(spreading, sizes) if spreading.is_worth_it() else None
+        spreading = await asyncio.to_thread(Spreading, needs, holds, _rates(devices))
+        is_worth_it = await asyncio.to_thread(spreading.is_worth_it)
+        return Spread(spreading, sizes) if is_worth_it else None
 
     async def _prepare_launch(self, plan: Plan) -> Spread | None:
         """What idle devices hold of a plan's shares: its workers have other things to do now.
@@ -118,7 +119,7 @@ class Spreader:
             return None
         sizes = {name: size for chunks in needs.values() for name, size in chunks}
         holds = await self.holdings(idle, tuple(sizes.items()))
-        spreading = Spreading(needs, holds, _rates(devices))
+        spreading = await asyncio.to_thread(Spreading, needs, holds, _rates(devices))
         return Spread(spreading, sizes) if any(holds.values()) else None
 
     # -- beside a push or a launch ---------------------------------------------------------
@@ -147,15 +148,20 @@ class Spreader:
             log.info("spreading.no_help", extra={"reason": str(exc)})
 
     @contextlib.asynccontextmanager
-    async def working(self, spread: Spread | None, links: Links) -> AsyncIterator[None]:
-        """Devices help each other until the block is left; then nothing of that goes on."""
+    async def working(
+        self, spread: Spread | None, links: Links
+    ) -> AsyncIterator[Mapping[str, Sequence[str]]]:
+        """Devices help each other until the block is left; then nothing of that goes on.
+
+        Yields why others do not help, by the receiver's agent id, as that is found out.
+        """
         if spread is None or not isinstance(links, LendingLinks):
-            yield
+            yield {}
             return
         work = _Work(self._tools, spread, links, links)
         task = asyncio.create_task(work.run())
         try:
-            yield
+            yield work.notes
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -178,6 +184,7 @@ class _Work:
         self._sessions: dict[Pair, PeerSession] = {}
         self._seats: dict[str, asyncio.Semaphore] = {}
         self._sent: dict[str, tuple[float, int]] = {}
+        self.notes: dict[str, list[str]] = {}
 
     async def run(self) -> None:
         try:
@@ -193,6 +200,9 @@ class _Work:
         while True:
             for agent_id, names in self._lending.stored().items():
                 self._spreading.arrived(agent_id, names)
+            for agent_id, stats in self._links.stats().items():
+                if stats.state == LOST:
+                    self._spreading.leave(agent_id)
             self._learn_rates()
             for pair in self._spreading.stragglers():
                 if (session := self._sessions.get(pair)) is not None:
@@ -265,9 +275,10 @@ class _Work:
         return End(registry.device(found), agent, registry.serial(found))
 
     def _failed(self, source: str, receiver: str, exc: ProjectError) -> None:
-        is_old = "HTTP 404" in str(exc)
-        if is_old:
+        if exc.code == PeerUnsupported.code:
             self._spreading.drop(source, receiver)
+            notes = self.notes.setdefault(receiver, [])
+            notes += [] if str(exc) in notes else [str(exc)]
         else:
             self._spreading.failed(source, receiver)
         log.warning(

@@ -1,25 +1,22 @@
 """Devices give each other weights while a model is pushed, and nothing is sent twice."""
 
 import asyncio
-import contextlib
-import hashlib
-import json
-import random
 import signal
-import socket
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cluster import Cluster, eventually
-from lab.links import Link, emulated_link
+from spread_world import (
+    RATE,
+    assert_sound,
+    behind_a_link,
+    holdings,
+    push,
+    stored_bytes,
+)
 
 from supervisor.demo_model import write_demo_model
-
-RATE = 3e6
-"""Bytes per second each way, of every device's network."""
 
 
 @pytest.fixture(scope="session")
@@ -30,67 +27,10 @@ def spread_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def free_port() -> int:
-    """Below those that the system gives to outgoing connections, and not where others look."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-
-
-@contextlib.asynccontextmanager
-async def behind_a_link(cluster: Cluster, name: str) -> AsyncIterator[Link]:
-    """A device whose link, from the main host and from other devices, passes through a relay."""
-    port = free_port()
-    async with emulated_link(port) as link:
-        where = ("--link-port", str(port), "--link-address", f"127.0.0.1:{link.port}")
-        await cluster.agent(name, *where)
-        yield link
-
-
-async def push(cluster: Cluster, model: Path, *, whole: bool = False, **spec: Any) -> list[Any]:
-    """The last word on each device; the push must come to its end."""
-    body = {"model": str(model), "ctx_tokens": 512, **spec}
-    event, views = "", []
-    async with cluster.http.stream(
-        "POST", "/api/models/push", json=body, params={"whole": whole}, timeout=120
-    ) as lines:
-        async for line in lines.aiter_lines():
-            if line.startswith("event: "):
-                event = line.removeprefix("event: ")
-            elif line.startswith("data: "):
-                views = json.loads(line.removeprefix("data: "))
-                assert event != "problem", views
-    assert event == "result"
-    return list(views)
-
-
-def chunks_in(cluster: Cluster, name: str) -> list[Path]:
-    folder = cluster.folder / name / "chunks"
-    whole = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".new")
-    return sorted(whole)
-
-
-def assert_sound(cluster: Cluster, *names: str) -> None:
-    for name in names:
-        for path in chunks_in(cluster, name):
-            assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
-
-
-def stored_bytes(cluster: Cluster, name: str) -> int:
-    return sum(path.stat().st_size for path in chunks_in(cluster, name))
-
-
-async def holdings(cluster: Cluster, model: Path) -> dict[str, dict[str, Any]]:
-    answer = await cluster.http.get("/api/models/holdings", params={"model": str(model)})
-    assert answer.status_code == 200, answer.text
-    return {view["device"]: view for view in answer.json()}
-
-
 async def test_two_devices_that_each_lack_the_other_s_half_give_it_to_each_other(
     cluster: Cluster, spread_model: Path
 ) -> None:
-    await cluster.supervisor()
+    await cluster.supervisor(model_folders=spread_model.parent)
     async with behind_a_link(cluster, "one") as first, behind_a_link(cluster, "two") as second:
         halves = await push(cluster, spread_model, order=["one", "two"])
         assert [view["from_peers_bytes"] for view in halves] == [0, 0], "nobody had anything"
@@ -116,7 +56,7 @@ async def test_two_devices_that_each_lack_the_other_s_half_give_it_to_each_other
 async def test_a_device_that_dies_while_it_gives_costs_nothing_but_time(
     cluster: Cluster, spread_model: Path
 ) -> None:
-    await cluster.supervisor()
+    await cluster.supervisor(model_folders=spread_model.parent)
     giver = await cluster.agent("giver")
     await push(cluster, spread_model, whole=True, devices=["giver"])
     async with behind_a_link(cluster, "one") as link:
@@ -139,7 +79,7 @@ async def test_a_device_that_dies_while_it_gives_costs_nothing_but_time(
 async def test_kill_9_of_the_receiver_and_the_push_goes_on_where_it_was(
     cluster: Cluster, spread_model: Path
 ) -> None:
-    await cluster.supervisor()
+    await cluster.supervisor(model_folders=spread_model.parent)
     await cluster.agent("giver")
     await push(cluster, spread_model, whole=True, devices=["giver"])
     async with behind_a_link(cluster, "one") as link:
@@ -187,7 +127,7 @@ async def test_what_is_pushed_keeps_to_the_limit(cluster: Cluster, spread_model:
 async def test_holdings_of_a_model_that_nobody_has_and_of_none(
     cluster: Cluster, spread_model: Path
 ) -> None:
-    await cluster.supervisor()
+    await cluster.supervisor(model_folders=spread_model.parent)
     await cluster.agent("one")
     found = (await holdings(cluster, spread_model))["one"]
     assert found["is_known"]
@@ -198,7 +138,7 @@ async def test_holdings_of_a_model_that_nobody_has_and_of_none(
 
 
 async def test_an_idle_device_helps_a_launch(cluster: Cluster, spread_model: Path) -> None:
-    await cluster.supervisor()
+    await cluster.supervisor(model_folders=spread_model.parent)
     await cluster.agent("giver")
     await push(cluster, spread_model, whole=True, devices=["giver"])
     weights_bytes = stored_bytes(cluster, "giver")

@@ -122,3 +122,18 @@ async def test_what_was_never_lent_cannot_be_settled(sending: Sending) -> None:
     async with running(sending) as task, asyncio.timeout(20):
         await task
     assert sorted(sending.sent) == sorted(sending.names)
+
+
+async def test_a_chunk_that_stands_in_several_places_counts_in_each(sending: Sending) -> None:
+    """Whoever brings it brings it once; what is done must still become the total."""
+    seeder = Seeder(sending.out, sending.seeder._chunks, [*sending.tensors, *sending.tensors])
+    sending.seeder = seeder
+    lent = sending.names[-5:]
+    assert seeder.lend(lent) == lent
+    async with running(sending) as task:
+        await until(lambda: len(sending.sent) == len(sending.names) - 5)
+        seeder.settle({name: sending.sizes[name] for name in lent}, [])
+        async with asyncio.timeout(20):
+            await task
+    assert seeder.done_bytes == seeder.total_bytes
+    assert seeder._own_bytes + seeder.peer_bytes == seeder.total_bytes

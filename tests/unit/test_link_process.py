@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from cluster import eventually, link_pids
 from agents.errors import FolderNotWritable, LinkLost
 from supervisor.adapters.link_process import LinkProcesses
 from supervisor.errors import LinkProcessEnded
-from supervisor.link.job import LinkJob
+from supervisor.link.job import LinkJob, PlannedTensor, WorkerJob
 
 JOB = LinkJob(
     launch=7,
@@ -72,6 +73,20 @@ async def test_two_launches_at_once_have_a_process_each(processes: LinkProcesses
     assert sorted(link_pids()) == sorted({one.pid, two.pid})
     await processes.close()
     await asyncio.gather(one.stop(), two.stop())
+
+
+async def test_a_job_of_many_devices_and_tensors_is_heard(processes: LinkProcesses) -> None:
+    """Ten devices that get a mixture of experts from a long path: some 5 MB of names."""
+    tensors = [PlannedTensor("/x" * 100, 0, 1 << 20)] * 2000
+    workers = [
+        WorkerJob(f"id{n}", f"device{n}", "127.0.0.1", 9, "ab", tensors=tensors) for n in range(10)
+    ]
+    taken = await processes.start(replace(JOB, workers=workers))
+    try:
+        with pytest.raises(LinkLost, match="the links cannot be made"):  # there is no authority
+            await taken.ready(len(workers), 20.0)
+    finally:
+        await taken.stop()
 
 
 async def test_one_that_died_while_it_waited_is_replaced(processes: LinkProcesses) -> None:

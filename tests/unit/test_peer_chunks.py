@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from agents.chunk_store import ChunkStore
 from agents.chunks import ChunkName
 from agents.errors import BadMessage, FetchUnknown
 from agents.far_end import FarEnd, server_context
-from agents.link_frames import Kind, Welcome, header, pack_json
+from agents.link_frames import LINK_PROTOCOL, Kind, Welcome, header, pack_json
 from agents.link_session import Stock
 from agents.peer_chunks import LONGEST_GRANT_S, PeerChunks
 from agents.peer_fetch import Fetches
@@ -228,7 +229,9 @@ async def test_a_launch_goes_first(world: World, monkeypatch: pytest.MonkeyPatch
 
 
 @contextlib.asynccontextmanager
-async def liar(lab: Lab, answer: Callable[[bytes], bytes]) -> AsyncIterator[tuple[int, str]]:
+async def liar(
+    lab: Lab, answer: Callable[[bytes], bytes], protocol: int = LINK_PROTOCOL
+) -> AsyncIterator[tuple[int, str]]:
     """A device of the cluster that answers what it likes; its port and serial number."""
     folder = lab.folder / "liar"
     folder.mkdir()
@@ -240,7 +243,7 @@ async def liar(lab: Lab, answer: Callable[[bytes], bytes]) -> AsyncIterator[tupl
     over = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        body = pack_json(asdict(Welcome()))
+        body = pack_json(asdict(Welcome(protocol=protocol)))
         writer.write(header(Kind.WELCOME, len(body)) + body)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
@@ -281,6 +284,37 @@ async def test_a_device_that_is_not_the_one_that_was_told_gets_no_word(world: Wo
         world.order([name], places=[f"127.0.0.1:{port}"])  # with the real one's serial number
         status = await world.over()
     assert "shows certificate" in status.detail
+
+
+async def test_a_device_of_another_version_is_left_and_that_is_said(world: World) -> None:
+    name, _ = made(1, 64 * KIB)
+    newer = LINK_PROTOCOL + 1
+    async with liar(world.lab, lambda asked: b"", newer) as (port, serial):
+        world.order([name], serial=serial, places=[f"127.0.0.1:{port}"])
+        status = await world.over()
+    assert status.error_code == "peer_unsupported"
+    assert f"speaks link protocol {newer}" in status.detail
+
+
+async def test_a_device_that_answers_nowhere_is_given_up_soon(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many places it may have: the main host sends what it was to bring."""
+    monkeypatch.setattr("agents.peer_fetch._PLACE_S", 0.2)
+    monkeypatch.setattr("agents.peer_fetch._CONNECT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes callers, and says nothing
+        place = f"127.0.0.1:{silent.getsockname()[1]}"
+        world.order([made(1, 64 * KIB)[0]], places=[place] * 6)
+        status = await world.over()
+    assert status.detail.count("no answer") < 6
+
+
+async def test_small_chunks_count_as_what_they_are(world: World) -> None:
+    names = world.has(*(made(seed, 64 * KIB) for seed in range(64)))
+    world.allow(limit_bytes_per_s=4 << 20)
+    world.order(names)
+    status = await world.settled(64, within_s=8.0)
+    assert status.done_chunks == 64, "4 MiB at 4 MiB/s"
 
 
 async def test_a_device_that_goes_silent_is_left(

@@ -1,5 +1,6 @@
 """Who sends which chunk to whom: each once, nobody more than he can, and all of them in the end."""
 
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -121,6 +122,39 @@ def test_a_source_helps_first_who_will_be_ready_last() -> None:
     spreading = Spreading(needs, {"b": names(*range(400))}, {"a": 20e6, "b": 20e6, "c": 5e6})
     assert spreading.next_batch("b", "a") == ()
     assert spreading.next_batch("b", "c")
+
+
+def test_a_device_that_brings_nothing_at_all_is_a_straggler() -> None:
+    """As one that cannot be reached from there: nobody waits for it to give up by itself."""
+    spreading = Spreading({"a": chunks(*range(30))}, {"b": names(*range(30))}, {})
+    batch = spreading.next_batch("b", "a")
+    spreading.arrived("a", names(*range(30)) - set(batch))
+    spreading.carried("b", "a", 0, 1.0)
+    assert spreading.stragglers() == ()
+    spreading.carried("b", "a", 0, 5.0)
+    assert spreading.stragglers() == (("b", "a"),)
+
+
+def test_a_receiver_that_was_lost_keeps_nobody_from_helping_others() -> None:
+    needs = {"a": chunks(*range(10)), "c": chunks(*range(400))}
+    spreading = Spreading(needs, {"b": names(*range(400))}, {"a": 20e6, "b": 20e6, "c": 5e6})
+    assert spreading.next_batch("b", "a") == ()
+    spreading.leave("c")
+    assert spreading.next_batch("b", "a")
+    assert spreading.next_batch("b", "c") == ()
+
+
+def test_ten_devices_and_forty_gigabytes_are_decided_about_in_passing() -> None:
+    """Decisions are made in the supervisor's event loop, where requests wait for them."""
+    devices, every = [f"d{n}" for n in range(10)], chunks(*range(40_000))
+    starts = {device: number * 4000 for number, device in enumerate(devices)}
+    needs = {d: every[start:] + every[:start] for d, start in starts.items()}
+    spreading = Spreading(needs, {d: names(40_000) for d in devices}, {})
+    started_s = time.process_time()
+    for _ in range(20):
+        for source, receiver in spreading.pairs():
+            assert spreading.next_batch(source, receiver) == ()
+    assert time.process_time() - started_s < 5.0, "a quarter of a second each is too much"
 
 
 WORLDS = st.fixed_dictionaries(

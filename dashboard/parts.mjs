@@ -36,8 +36,12 @@ export function factList(rows, kind = "") {
 /** Why what was asked under `key` was refused. @param {State} state @param {string} key */
 export function errorText(state, key) {
   const { error } = ask(state, key);
-  return error && h("p", { key: `error ${key}`, class: "error", role: "alert" }, error);
+  return error && h("p", { key: `error ${key}`, class: "error", role: "alert" }, linked(error));
 }
+
+/** A text whose addresses can be followed. @param {string} text */
+export const linked = (text) => text.split(/(https?:\/\/[^\s,;)"'”]*[^\s,;)"'”.:])/).map((part, index) =>
+  (index % 2 ? h("a", { href: part, target: "_blank", rel: "noopener noreferrer" }, part) : part));
 
 /**
  * A text with its copy button.

@@ -4,6 +4,7 @@
 
 import { h } from "./dom.mjs";
 import { bytes, duration, percent, sentence } from "./format.mjs";
+import { linked } from "./parts.mjs";
 
 /** @param {Pull} pull */
 export const isWorking = ({ state }) => state === "queued" || state === "fetching" || state === "checking";
@@ -36,7 +37,3 @@ export const pullBar = (pull) => h("div", { key: "bar", class: "pull-bar" },
 
 /** Why it failed, with its links. @param {Pull} pull */
 export const pullProblem = ({ detail }) => detail !== "" && h("p", { key: "problem", class: "reason bad" }, linked(sentence(detail)));
-
-/** A text whose addresses can be followed. @param {string} text */
-export const linked = (text) => text.split(/(https?:\/\/[^\s,;)"'”]*[^\s,;)"'”.:])/).map((part, index) =>
-  (index % 2 ? h("a", { href: part, target: "_blank", rel: "noopener noreferrer" }, part) : part));

@@ -73,7 +73,7 @@
  *   is_companion?: boolean, projector?: string, is_read?: boolean, problem?: string, problem_code?: string, remedy?: string,
  *   warning?: string, also?: string[]}} Model
  * @typedef {{ctx_tokens: number, fits: boolean, tokens_per_s: number | null, devices: string[], reason: string,
- *   kv_type?: string, missing_bytes?: number | null, smaller_ctx_tokens?: number | null}} Fit
+ *   kv_type?: string, missing_bytes?: number | null, smaller_ctx_tokens?: number | null, is_checked?: boolean, is_estimate?: boolean}} Fit
  * @typedef {{reference: string, repo: string, label: string, size_bytes: number, fit: Fit, is_recommended: boolean, reason: string,
  *   licence?: string, about?: string}} Suggestion
  * @typedef {{suggestions: Suggestion[], words: string, notes?: string[]}} Suggestions

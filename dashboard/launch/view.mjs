@@ -4,7 +4,7 @@
 
 import { h } from "../dom.mjs";
 import { bytes, plural, speed } from "../format.mjs";
-import { copyable, errorText } from "../parts.mjs";
+import { copyable, errorText, linked } from "../parts.mjs";
 import { places, planView } from "../plan_view.mjs";
 import { address } from "../routes.mjs";
 import { formView } from "./form_view.mjs";
@@ -104,7 +104,7 @@ function problemView({ devices }, { own: { plan: { error, code, nearest }, form 
   const tokens = nearest?.ctx_tokens.toLocaleString("en");
   const off = Object.values(devices).filter((device) => device.state === "ready" && !device.excluded && !isWanted(form, device));
   return h("div", { key: "problem", class: "message bad", role: "alert" },
-    h("p", null, first), rest.map((sentence) => h("p", { class: "hint" }, sentence)),
+    h("p", null, linked(first)), rest.map((sentence) => h("p", { class: "hint" }, linked(sentence))),
     h("div", { class: "launch-remedies" },
       fits && setButton(fits, `Use ${tokens} tokens, ${nearest.kv_type} KV cache, ubatch ${nearest.ubatch}`),
       off.length > 0 && setButton({ exclude: [], devices: [] }, off.length > 1 ? "Use all devices" : `Use ${off[0].name} too`),

@@ -7,10 +7,12 @@ import { ApiError, resultOf } from "../api.mjs";
 import { bytes } from "../format.mjs";
 import { searching } from "../hub.mjs";
 import { useSettings } from "../launch/actions.mjs";
+import { address } from "../routes.mjs";
 import { isFitKnown, isHere, suggestWanted } from "./state.mjs";
 
 const MOST_ASKED = 2; // fits at once: the main host reads a file's head and plans for each
 const SEEN_AROUND = "200px";
+const MOST_WORK = 2; // at once: browsers have six connections to a host, in all tabs together
 
 const searchSoon = searching("models");
 /** @param {Page} page @returns {Own} */
@@ -20,6 +22,8 @@ const ownOf = (page) => page.state().views.models;
 
 /** @type {Set<string>} paths */
 const inSight = new Set();
+/** @type {Set<string>} paths */
+let drawn = new Set();
 /** @type {Set<string>} paths */
 const asking = new Set();
 /** @type {IntersectionObserver | undefined} */
@@ -38,17 +42,20 @@ function lookAround(page) {
     }, { rootMargin: SEEN_AROUND });
     eye.disconnect();
     inSight.clear();
-    for (const element of document.querySelectorAll("[data-fit]")) eye.observe(element);
+    const rows = [.../** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll("[data-fit]"))];
+    for (const row of rows) eye.observe(row);
+    drawn = new Set(rows.map(({ dataset }) => dataset.fit ?? ""));
   });
 }
 
 /** @param {Page} page */
 function askFits(page) {
   const state = page.state();
-  if (!isHere(state) || !inSight.size) return;
+  const wanted = ownOf(page).sort === "speed" ? drawn : inSight; // else the fastest may be below
+  if (!isHere(state) || !wanted.size) return;
   for (const model of state.models) {
     if (asking.size >= MOST_ASKED) return;
-    if (inSight.has(model.path) && !asking.has(model.path) && !isFitKnown(ownOf(page), model)) askFit(page, model);
+    if (wanted.has(model.path) && !asking.has(model.path) && !isFitKnown(ownOf(page), model)) askFit(page, model);
   }
 }
 
@@ -77,35 +84,48 @@ const following = (tell, signal, broken) => (/** @type {Response} */ response) =
 
 // What follows the state
 
-let suggesting = ""; // what is asked for now
+let suggesting = ""; // what is asked for now, and of whom
 let suggestion = new AbortController();
 
 /** @param {Page} page @param {State} before @param {State} after */
 export function effect(page, before, after) {
   const [old, own] = [before.views.models, after.views.models];
-  if (old === own && before.models === after.models && before.route === after.route && before.connection === after.connection) return;
+  const isSame = old === own && before.models === after.models && before.route === after.route && before.connection === after.connection;
+  if (isSame && before.pulls === after.pulls) return;
   suggest(page, after);
   if (!isHere(after)) return;
+  if (hasCome(before, after)) lookAnew(page);
   if (before.models !== after.models || before.route !== after.route || old.filter !== own.filter || old.sort !== own.sort) lookAround(page);
   if (old.no !== own.no || before.connection !== after.connection) askFits(page);
   if (own.open && old.open !== own.open) askAbout(page, own.open);
 }
 
+/** Whether a pull has just ended well. @param {State} before @param {State} after */
+const hasCome = (before, after) => before.pulls !== after.pulls
+  && Object.values(after.pulls).some(({ id, state }) => state === "done" && before.pulls[id] && before.pulls[id].state !== "done");
+
+/** Its folder is looked at now, and not when it is its turn. @param {Page} page */
+async function lookAnew(page) {
+  const answer = await page.ask("models", page.api.models(true));
+  if (answer) page.dispatch("models", { models: answer.value });
+}
+
 /** Ask for what suits the address, the task and the context; forget what was asked before. @param {Page} page @param {State} state */
 async function suggest(page, state) {
-  const { key, q, ctx } = suggestWanted(state);
+  const { key, no, q, ctx } = suggestWanted(state);
   const { found } = state.views.models;
-  if (key === suggesting) return;
-  suggesting = key;
+  const wanted = key && `${key} ${no}`;
+  if (wanted === suggesting) return;
+  suggesting = wanted;
   suggestion.abort();
-  if (!key || (found.key === key && found.answer)) return;
+  if (!key || (found.key === key && found.no === no && found.answer)) return;
   suggestion = new AbortController();
   page.dispatch("models/suggesting", { key });
   const tell = (/** @type {any} */ { step, done, total }) => page.dispatch("models/suggest-step", { key, step, part: total > 0 ? done / total : null });
   const answer = await page.ask("models/suggest", page.api.suggest(q, ctx, suggestion.signal)
     .then(following(tell, suggestion.signal, "The connection broke while it was looked at; choose it again.")));
-  if (answer) page.dispatch("models/suggested", { key, answer: answer.value });
-  else if (suggesting === key) suggesting = ""; // so that it can be asked for again
+  if (answer) page.dispatch("models/suggested", { key, no, answer: answer.value });
+  else if (suggesting === wanted) suggesting = ""; // so that it can be asked for again
 }
 
 /** @param {Page} page @param {string} path */
@@ -130,15 +150,19 @@ const stops = {};
  */
 async function work(page, path, kind, begin, shown, told) {
   /** @type {Work} */
-  let now = { kind, part: null, step: "", rows: [], tone: "good", said: "", notes: [] };
+  let now = { kind, part: null, rows: [], tone: "good", said: "", notes: [] };
   const show = (/** @type {Partial<Work>} */ more) => {
     now = { ...now, ...more };
     page.dispatch("models/work", { path, work: now });
   };
+  if (Object.keys(stops).length >= MOST_WORK) {
+    return page.dispatch("ask", { key: `model ${path}`, error: "Others are being worked on: wait for one of them, or stop it." });
+  }
   show({});
   stops[path] = new AbortController();
   const answer = await page.ask(`model ${path}`, begin(stops[path].signal)
     .then(following((progress) => show(shown(progress)), stops[path].signal, "It was ended before it was done; what was done is kept.")));
+  delete stops[path];
   if (answer) show(told(answer.value));
   if (now.said) page.dispatch("announce", { text: now.said });
 }
@@ -148,6 +172,13 @@ const look = (page, path) => work(page, path, "look", (signal) => page.api.holdi
   page.dispatch("models/about", { path, holdings });
   return {};
 });
+
+/** The same, quickly, beside what was said of the work before. @param {Page} page @param {string} path */
+async function lookAgain(page, path) {
+  const { signal } = new AbortController();
+  const answer = await page.ask(`holdings ${path}`, page.api.holdings(path, signal).then(following(() => {}, signal, "")));
+  if (answer) page.dispatch("models/about", { path, holdings: answer.value });
+}
 
 /** @param {{done_bytes: number, total_bytes: number}} progress */
 const reading = ({ done_bytes, total_bytes }) => ({ part: total_bytes > 0 ? done_bytes / total_bytes : null });
@@ -190,7 +221,7 @@ export const actions = {
   async "models/push"(page, _, { path = "" }) {
     await work(page, path, "push", (signal) => page.api.pushModel({ model: path, ctx_tokens: ownOf(page).ctx }, signal),
       (rows) => ({ rows }), (rows) => ({ said: `The weights are there: ${rows.map((/** @type {any} */ { device, sent_bytes }) => `${bytes(sent_bytes)} were sent to ${device}`).join(", ")}.` }));
-    if (ownOf(page).open === path && ownOf(page).about.holdings) await look(page, path);
+    if (ownOf(page).open === path && ownOf(page).about.holdings) await lookAgain(page, path);
   },
   "models/stop": (_, __, { path = "" }) => stops[path]?.abort(),
 
@@ -221,11 +252,14 @@ export const actions = {
 
   "models/hub"(page, field) {
     const text = field.value.trim();
-    if (page.state().route.parts[1]) page.go("models", "get"); // back from one of its results
+    if (page.state().route.parts[1]) { // back from one of its results, without a jump away from the field
+      history.pushState(null, "", address("models", "get"));
+      page.dispatch("route", { view: "models", parts: ["get"] });
+    }
     page.dispatch("models/hub", { text });
     searchSoon(page, text);
   },
-  "models/again": (page) => page.dispatch("models/suggesting", { key: "" }), // what is wanted is asked for anew
+  "models/again": (page) => page.dispatch("models/again"), // what is wanted is asked for anew
   "models/repo": (page, _, { repo = "" }) => page.go("models", "get", repo),
   "models/task": (page, _, { task = "" }) => page.dispatch("models/task", { task }),
   async "models/get"(page, _, { reference = "" }) {

@@ -99,17 +99,17 @@ function settingsView(path, state, { about: { settings }, form_no }) {
 /** @param {unknown} value */
 const isUnset = (value) => value === null || value === undefined || value === "" || value === false || (Array.isArray(value) && !value.length);
 
-const WORK = {
+export const WORK = {
   verify: "Each byte is read and compared.",
   look: "The model is read once, to know it by its parts.",
   push: "The weights go to the devices. Keep this page open; what is there stays.",
 };
 
 /** @param {Work} work @param {boolean} isBusy @param {string} path */
-function workView({ kind, part, step, said, tone, notes }, isBusy, path) {
+function workView({ kind, part, said, tone, notes }, isBusy, path) {
   if (!isBusy) return said !== "" && h("div", { key: "said", class: `message ${tone}` }, h("p", null, said), notes.map((note) => h("p", { key: note, class: "small" }, sentence(note))));
   return h("div", { key: "work", class: "model-part" },
-    h("div", { class: "row" }, h("p", null, WORK[kind], step && ` ${sentence(step)}`),
+    h("div", { class: "row" }, h("p", null, WORK[kind]),
       button("models/stop", "Stop", { "data-path": path })),
     part !== null && h("progress", { max: 1, value: part, "aria-label": "Read" }));
 }

@@ -7,14 +7,13 @@ import { h } from "../dom.mjs";
 import { bytes, sentence } from "../format.mjs";
 import { reposView, searchField } from "../hub.mjs";
 import { badge, errorText } from "../parts.mjs";
-import { isWorking, pullBar, shortRepo } from "../pull_view.mjs";
+import { isWorking, pullBar, pullProblem, shortRepo } from "../pull_view.mjs";
 import { address } from "../routes.mjs";
 import { ask } from "../state.mjs";
 import { button, contextField, fitLine, launchButton, of } from "./pieces.mjs";
 import { suggestWanted } from "./state.mjs";
 
-const TASKS = [["", "Anything"], ["chat", "Chat"], ["code", "Code"], ["reasoning", "Reasoning"], ["vision", "Images"], ["multilingual", "Many languages"], ["small", "Small"],
-  ["embedding", "Embeddings"]];
+const TASKS = [["", "Anything"], ["chat", "Chat"], ["code", "Code"], ["reasoning", "Reasoning"], ["vision", "Images"], ["multilingual", "Many languages"], ["small", "Small"]];
 
 /** @param {State} state @param {Own} own */
 export function getView(state, own) {
@@ -24,10 +23,10 @@ export function getView(state, own) {
     h("div", { key: "look", class: "models-look" },
       h("div", { class: "field" }, searchField("models-hub", "Search the hub", "models/hub", text, "Search the hub, such as gemma 3 4b")),
       contextField(own)),
-    errorText(state, "models/hub"),
+    !repo && text !== "" && errorText(state, "models/hub"),
     repo ? h("div", { key: "repo", class: "row" }, h("h3", null, repo), h("a", { href: address("models", "get") }, text ? "Other results" : "Other models"))
       : text ? h("section", { key: "repos", class: "card", "aria-label": "Found on the hub" },
-        ask(state, "models/hub").busy && h("p", { class: "hint" }, "Asking the hub…"), repos && reposView(repos, "models/repo", state.updated_ms))
+        repos ? reposView(repos, "models/repo", state.updated_ms) : !ask(state, "models/hub").error && h("p", { class: "hint" }, "Asking the hub…"))
         : h("div", { key: "tasks", class: "segments", role: "group", "aria-label": "What for" }, TASKS.map(([name, words]) =>
           button("models/task", words, { key: name, "data-task": name, "aria-pressed": String(name === task) }))),
     (repo || !text) && suggestionsView(state, own, repo ?? ""),
@@ -51,35 +50,36 @@ function suggestionsView(state, { found }, repo) {
     !repo && h("h3", { class: "hidden-text" }, "Suggestions"),
     !list[0].is_recommended && words && h("p", { class: "message warn" }, words),
     h("ul", { class: "model-list" }, list.map((each) => row(each, state, repo))),
-    notes.length > 0 && h("details", null, h("summary", null, "What was left out"), h("ul", { class: "sentences" }, notes.map((note) => h("li", { key: note }, sentence(note))))));
+    notes.length > 0 && h("details", null, h("summary", null, "Notes"), h("ul", { class: "sentences" }, notes.map((note) => h("li", { key: note }, sentence(note))))));
 }
 
 /** @param {Suggestion} suggestion @param {State} state @param {string} repo */
-function row({ reference, label, size_bytes, fit, is_recommended, reason, about, licence }, state, repo) {
+function row({ reference, label, size_bytes, fit, is_recommended, reason, about, licence, ...of_repo }, state, repo) {
+  const pulls = Object.values(state.pulls).filter((each) => each.reference === reference || (each.repo === of_repo.repo && each.label === label));
+  const pull = pulls.find(({ state: is }) => is !== "done");
   const here = state.models.find((model) => model.reference === reference && !model.problem);
-  const pull = Object.values(state.pulls).find((each) => each.reference === reference && each.state !== "done");
+  const hasCome = pulls.length > 0 && ask(state, "models").busy; // and will be listed in a moment
   const key = `get ${reference}`;
-  const name = repo ? label : shortRepo(repoOf(reference));
+  const name = repo ? label : shortRepo(of_repo.repo);
+  const size = `${fit.is_estimate ? "≈ " : ""}${bytes(size_bytes)}`;
   return h("li", { key: reference, class: `model ${is_recommended ? "is-best" : ""}` },
     h("div", { class: "row" },
-      h("h4", null, name, " ", h("span", { class: "figure" }, repo ? bytes(size_bytes) : `${label} · ${bytes(size_bytes)}`)),
+      h("h4", null, name, " ", h("span", { class: "figure" }, repo ? size : `${label} · ${size}`)),
       is_recommended && badge("ready", "recommended"),
       h("div", { class: "actions" },
-        !repo && h("a", { class: "button plain", href: address("models", "get", repoOf(reference)) }, "All sizes", of(`of ${repoOf(reference)}`)),
-        !here && !pull && button("models/get", ["Get it", of(reference)], { "data-reference": reference, disabled: ask(state, key).busy }),
+        !repo && h("a", { class: "button plain", href: address("models", "get", of_repo.repo) }, "All sizes", of(`of ${of_repo.repo}`)),
+        !here && !pull && !hasCome && button("models/get", ["Get it", of(reference)], { "data-reference": reference, disabled: ask(state, key).busy }),
         fit.fits && launchButton(here?.path ?? reference, reference))),
     (about || licence) && h("p", { class: "hint" }, [about && sentence(about), licence && `Licence: ${licence}.`].filter(Boolean).join(" ")),
     fitLine(fit, here && h("small", null, "It is on this host already.")),
-    is_recommended && whyView(label, reason),
-    pull && pullBar(pull), pull && !isWorking(pull) && h("p", { class: "hint" }, pull.state === "failed" ? "It failed; see above why." : "It is paused."),
+    is_recommended && whyView(reason),
+    pull && pullBar(pull), pull && !isWorking(pull) && (pull.state === "failed" ? pullProblem(pull) : h("p", { class: "hint" }, "It is paused.")),
     errorText(state, key));
 }
 
-/** Why it is recommended, without the figures that stand above. @param {string} label @param {string} reason */
-function whyView(label, reason) {
-  const words = reason.startsWith(`${label}: `) ? reason.split("; ").slice(1).join("; ") : reason;
+/** Why it is recommended, without the figures that stand above. @param {string} reason */
+function whyView(reason) {
+  const words = reason.replace(/^[^;]* tokens fit[^;]*(; |$)/, "");
   return words && h("p", { class: "small" }, sentence(words));
 }
 
-/** @param {string} reference */
-const repoOf = (reference) => reference.split("/").slice(0, 2).join("/").replace(/:.*/, "");

@@ -29,4 +29,5 @@ export const contextField = ({ ctx }) => h("div", { class: "field" },
 
 /** @param {Fit} fit @param {...any} more */
 export const fitLine = (fit, ...more) => h("p", { class: "model-fit" },
-  badge(fit.fits ? "ok" : "stopped", fitWords(fit)), h("small", null, fit.fits ? fit.devices.join(", ") : shortWords(fit)), more);
+  badge(fit.fits ? "ok" : "stopped", fitWords(fit)), h("small", null, fit.fits ? fit.devices.join(", ") : shortWords(fit)),
+  fit.fits && !fit.is_checked && !fit.is_estimate && h("small", null, "not checked by the engine"), more);

@@ -7,14 +7,15 @@ import { worldOf } from "../launch/state.mjs";
 
 /**
  * `no` counts the questions that fits answer: the context, and who is there; `about`: what was asked of the
- * model that is open; `work`: what is done with a model, by its path; `asking`: the dialog that is open.
+ * model that is open; `work`: what is done with a model, by its path; `asking`: the dialog that is open;
+ * `found.no`: the question that its answer is for.
  * @typedef {{no: number, changed_at: number, fit: Fit | null, problem: string}} KnownFit
- * @typedef {{kind: "verify" | "push" | "look", part: number | null, step: string, rows: Push[], tone: "good" | "warn" | "bad", said: string,
+ * @typedef {{kind: "verify" | "push" | "look", part: number | null, rows: Push[], tone: "good" | "warn" | "bad", said: string,
  *   notes: string[]}} Work
  * @typedef {{filter: string, sort: string, ctx: number, no: number, world: string, fits: Record<string, KnownFit>,
  *   open: string, about: {where: ModelWhere | null, holdings: Holding[] | null, settings: Record<string, any> | null},
  *   form_no: number, work: Record<string, Work>, asking: string, removal: Removal | null, task: string, hub: {text: string, repos: FoundRepo[] | null},
- *   found: {key: string, step: string, part: number | null, answer: Suggestions | null}}} Own
+ *   found: {key: string, no: number, step: string, part: number | null, answer: Suggestions | null}}} Own
  */
 
 const NOTHING = { where: null, holdings: null, settings: null };
@@ -22,7 +23,7 @@ const NOTHING = { where: null, holdings: null, settings: null };
 /** @type {Own} */
 export const initial = {
   filter: "", sort: "name", ctx: 8192, no: 0, world: "", fits: {}, open: "", about: NOTHING, form_no: 0, work: {}, asking: "", removal: null,
-  task: "", hub: { text: "", repos: null }, found: { key: "", step: "", part: null, answer: null },
+  task: "", hub: { text: "", repos: null }, found: { key: "", no: -1, step: "", part: null, answer: null },
 };
 
 /** @type {Record<string, (own: Own, data: any, state: State) => Own>} */
@@ -41,9 +42,11 @@ const HANDLERS = {
   "models/task": (own, { task }) => ({ ...own, task }),
   "models/hub": (own, { text }) => ({ ...own, hub: { text, repos: null } }),
   "models/found": (own, { text, repos }) => (text === own.hub.text ? { ...own, hub: { text, repos } } : own),
-  "models/suggesting": (own, { key }) => ({ ...own, found: { ...initial.found, key } }),
+  "models/suggesting": (own, { key }) => // what is shown stays until the answer for the devices of now is there
+    ({ ...own, found: key === own.found.key ? { ...own.found, step: "", part: null } : { ...initial.found, key } }),
+  "models/again": (own) => ({ ...own, found: initial.found }),
   "models/suggest-step": (own, { key, step, part }) => (key === own.found.key ? { ...own, found: { ...own.found, step, part } } : own),
-  "models/suggested": (own, { key, answer }) => (key === own.found.key ? { ...own, found: { ...own.found, answer } } : own),
+  "models/suggested": (own, { key, no, answer }) => (key === own.found.key ? { ...own, found: { ...own.found, no, answer } } : own),
   key_required: () => initial,
   snapshot: moved,
   device: moved,
@@ -67,14 +70,14 @@ export const isFitKnown = ({ fits, no }, { path, changed_at }) => fits[path]?.no
 
 /**
  * What to ask suggestions for: the repository in the address, else a task while nothing is searched for.
- * @param {State} state @returns {{key: string, q: string, ctx: number}} key "": nothing
+ * @param {State} state @returns {{key: string, no: number, q: string, ctx: number}} key "": nothing
  */
 export function suggestWanted(state) {
-  const { task, hub, ctx } = /** @type {Own} */ (state.views.models);
+  const { task, hub, ctx, no } = /** @type {Own} */ (state.views.models);
   const [pane, repo] = state.route.parts;
-  if (!isHere(state) || pane !== "get" || (!repo && hub.text)) return { key: "", q: "", ctx };
+  if (!isHere(state) || pane !== "get" || (!repo && hub.text)) return { key: "", no, q: "", ctx };
   const q = repo ?? task;
-  return { key: `${q} ${ctx}`, q, ctx };
+  return { key: `${q} ${ctx}`, no, q, ctx };
 }
 
 const { compare: byName } = new Intl.Collator("en", { numeric: true });
@@ -146,9 +149,9 @@ export const sourceWords = (source = "") => SOURCES[source] ?? source;
 export const tokens = (count) => `${count.toLocaleString("en")} tokens`;
 
 /** Such as "Fits with 8,192 tokens, about 11 tokens/s". @param {Fit} fit */
-export function fitWords({ fits, ctx_tokens, tokens_per_s, kv_type = "f16" }) {
+export function fitWords({ fits, ctx_tokens, tokens_per_s, is_estimate, kv_type = "f16" }) {
   if (!fits) return `Does not fit with ${tokens(ctx_tokens)}`;
-  const rate = tokens_per_s && `, about ${tokens_per_s < 9.95 ? tokens_per_s.toFixed(1) : Math.round(tokens_per_s)} tokens/s`;
+  const rate = tokens_per_s && `, ${is_estimate ? "≈" : "about"} ${tokens_per_s < 9.95 ? tokens_per_s.toFixed(1) : Math.round(tokens_per_s)} tokens/s`;
   const cache = kv_type && kv_type !== "f16" ? ` and a ${kv_type} cache` : "";
   return `Fits with ${tokens(ctx_tokens)}${cache}${rate || ""}`;
 }

@@ -4,13 +4,13 @@
 /** @import { Own } from "./state.mjs" */
 
 import { h, memo } from "../dom.mjs";
-import { bytes, plural, sentence } from "../format.mjs";
+import { bytes, percent, plural, sentence } from "../format.mjs";
 import { searchField } from "../hub.mjs";
 import { badge, dialogView, errorText, viewHead } from "../parts.mjs";
 import { isWorking, pullBar, pullProblem, pullTitle } from "../pull_view.mjs";
 import { address } from "../routes.mjs";
 import { ask } from "../state.mjs";
-import { detailView } from "./detail_view.mjs";
+import { detailView, WORK } from "./detail_view.mjs";
 import { getView } from "./get_view.mjs";
 import { button, contextField, fitLine, launchButton, of, stem } from "./pieces.mjs";
 import { listed, parameterWords, pullsInOrder, sourceWords, tokens, usersOf } from "./state.mjs";
@@ -73,6 +73,7 @@ function row(model, state, own) {
   const { path, is_companion, problem, warning } = model;
   const known = own.fits[path];
   const isOpen = own.open === path;
+  const work = !isOpen && ask(state, `model ${path}`).busy ? own.work[path] : undefined;
   const users = usersOf(state, model).map(({ id, state: is }) => ({ id, is })).filter(({ is }) => is !== "stopped");
   const make = () => h("li", { class: "model", "data-fit": !problem && !is_companion && path },
     h("div", { class: "row" },
@@ -85,8 +86,9 @@ function row(model, state, own) {
     problem ? brokenView(model) : !is_companion && fitView(known),
     warning && h("p", { class: "small reason warn" }, sentence(warning)),
     users.map(({ id, is }) => h("p", { key: id, class: "small" }, badge(is, h("a", { href: address("deployments", id) }, id)), ` ${is}`)),
+    work && h("p", { key: "work", class: "hint" }, WORK[work.kind], work.part !== null && ` ${percent(work.part, 1)} %`),
     isOpen && detailView(model, state, own));
-  return memo(path, [model, known, own.no, users.map(({ id, is }) => id + is).join(), isOpen && state], make);
+  return memo(path, [model, known, own.no, work, users.map(({ id, is }) => id + is).join(), isOpen && state], make);
 }
 
 /** @param {Model} model */
@@ -119,8 +121,8 @@ function pullsView(state, own) {
     h("ul", { class: "model-list" }, pulls.map((pull) => pullRow(pull, state, own))));
 }
 
-/** @type {Record<string, string>} */
-const PULL_WORDS = { queued: "queued", fetching: "fetching", checking: "checking", paused: "paused", done: "done", failed: "failed" };
+/** One button, whatever it says, and at any time: it keeps the focus. */
+const GO = { key: "go", disabled: false };
 /** @type {Record<string, string>} */
 const PULL_TONES = { queued: "stopped", paused: "stopped", checking: "fetching", done: "ready" };
 
@@ -129,18 +131,20 @@ function pullRow(pull, state, own) {
   const { id, state: is, path, deployments } = pull;
   const { busy } = ask(state, `pull ${id}`);
   const title = pullTitle(pull);
-  const act = (/** @type {string} */ action, /** @type {string} */ words) =>
-    button(action, [words, of(title)], { key: words, "data-id": id, disabled: busy });
+  const isAsking = own.asking === `pull ${id}`;
+  const act = (/** @type {string} */ action, /** @type {string} */ words, /** @type {object} */ more) =>
+    button(action, [words, of(title)], { "data-id": id, disabled: busy, ...more });
   return h("li", { key: id, class: "model" },
     h("div", { class: "row" },
-      h("h4", null, title), badge(PULL_TONES[is] ?? is, PULL_WORDS[is] ?? is),
+      h("h4", null, title), badge(PULL_TONES[is] ?? is, is),
       h("div", { class: "actions" },
-        is === "failed" ? act("models/resume", "Try again") : is === "paused" ? act("models/resume", "Resume") : isWorking(pull) && is !== "checking" && act("models/pause", "Pause"),
-        is === "done" ? act("models/drop", "Dismiss") : act(own.asking === `pull ${id}` ? "models/drop" : "models/ask-drop", own.asking === `pull ${id}` ? "Yes, remove it" : "Remove"),
+        is === "failed" ? act("models/resume", "Try again", GO) : is === "paused" ? act("models/resume", "Resume", GO) : isWorking(pull) && is !== "checking" && act("models/pause", "Pause", GO),
+        is === "done" ? act("models/drop", "Dismiss") : !isAsking && act("models/ask-drop", "Remove", { key: "remove" }),
         is === "done" && path && launchButton(path, title))),
     pullBar(pull),
     is === "failed" ? pullProblem(pull) : is !== "queued" && pull.detail && h("p", { class: "hint" }, sentence(pull.detail)),
-    own.asking === `pull ${id}` && h("p", { role: "alert" }, `What was fetched of it, ${bytes(pull.done_bytes)}, is deleted. `, button("models/asked", "Keep it", { class: "link" })),
+    isAsking && h("div", { key: "asking", class: "row start", role: "alert" }, h("p", null, `What was fetched of it, ${bytes(pull.done_bytes)}, is deleted.`),
+      act("models/drop", "Yes, remove it", { class: "danger" }), act("models/asked", "Keep it", { "data-autofocus": true })),
     deployments.length > 0 && is !== "done" && h("p", { class: "hint" }, `${deployments.join(", ")} ${deployments.length > 1 ? "wait" : "waits"} for it.`),
     errorText(state, `pull ${id}`));
 }

@@ -41,7 +41,7 @@ async def test_all_files_of_the_page_are_less_than_150_kib(visitor: Visitor) -> 
             sizes[path] = max(sent, sizes.get(path, 0))  # 0: it had not changed
 
     visitor.page.on("response", note)
-    for name in ("devices", "launch", "deployments", "chat", "records", "settings"):
+    for name in ("devices", "models", "launch", "deployments", "chat", "records", "settings"):
         await visitor.visit(VIEW_NAMES[name])
     assert len(sizes) > 10, sizes
     assert all(sizes.values()), sizes

@@ -6,7 +6,8 @@ import { getView } from "../../dashboard/models/get_view.mjs";
 import { stem } from "../../dashboard/models/pieces.mjs";
 import { fitWords, initial, isFitKnown, listed, parameterWords, pullsInOrder, reduce, shortWords, suggestWanted, usersOf } from "../../dashboard/models/state.mjs";
 import { modelsView } from "../../dashboard/models/view.mjs";
-import { linked, pullBar, pullTitle, pullWords } from "../../dashboard/pull_view.mjs";
+import { linked } from "../../dashboard/parts.mjs";
+import { pullBar, pullTitle, pullWords } from "../../dashboard/pull_view.mjs";
 import { reducer } from "../../dashboard/state.mjs";
 import { all, attribute, text } from "./tree.mjs";
 
@@ -141,9 +142,11 @@ test("answers about a model that is no longer open are dropped", () => {
 test("work on a model: bars while it is sent, a verdict in its colour after", () => {
   const busy = { models: [model("a")], asks: { "model /m/a.gguf": { busy: true, error: "" } } };
   const rows = [{ device: "phone", state: "seeding", total_bytes: GIB, done_bytes: GIB / 2, sent_bytes: GIB / 2, bytes_per_s: 1024 ** 2, eta_s: 512 }];
-  const work = { kind: "push", part: null, step: "", rows, tone: "good", said: "", notes: [] };
+  const work = { kind: "push", part: null, rows, tone: "good", said: "", notes: [] };
   const sending = modelsView(state({ ...OPEN, work: { "/m/a.gguf": work } }, busy));
   assert.match(text(sending), /phone 512 MiB of 1\.0 GiB · 1 MiB\/s · 8 min 32 s left.*Keep this page open.*Stop/);
+  const closed = text(modelsView(state({ work: { "/m/a.gguf": { ...work, kind: "verify", part: 0.42 } } }, busy)));
+  assert.match(closed, /Each byte is read and compared\. +42 %/, "though its details are closed");
   const said = { ...work, kind: "verify", tone: "bad", said: "It is not as it was published.", notes: ["a.gguf: other bytes"] };
   const over = modelsView(state({ ...OPEN, work: { "/m/a.gguf": said } }, { models: [model("a")] }));
   assert.match(text(over), /It is not as it was published\. A\.gguf: other bytes|It is not as it was published\. a\.gguf: other bytes/);
@@ -238,9 +241,49 @@ test("the recommended one comes first with its reason, what does not fit last", 
 test("answers to another question are not shown, nor kept", () => {
   const answer = { suggestions: [suggestion("a/b:Q8_0")], words: "" };
   const own = after(initial, [["models/suggesting", { key: "new 8192" }], ["models/suggested", { key: "old 8192", answer }], ["models/suggest-step", { key: "old 8192", step: "x", part: 1 }]]);
-  assert.deepEqual(own.found, { key: "new 8192", step: "", part: null, answer: null });
+  assert.deepEqual(own.found, { key: "new 8192", no: -1, step: "", part: null, answer: null });
   const stale = { found: { key: " 4096", step: "", part: null, answer } };
   assert.match(text(getView(state(stale, { route: GET }), state(stale).views.models)), /Looking what fits here/);
+});
+
+test("suggestions for the devices of before are shown until there are others", () => {
+  const answer = { suggestions: [suggestion("a/b:Q8_0")], words: "" };
+  const asked = after(initial, [["models/suggesting", { key: " 8192" }], ["models/suggested", { key: " 8192", no: 0, answer }]]);
+  const world = state({}, { route: GET, devices: { d: { id: "d", state: "ready", used_by: null } } });
+  const moved = after(asked, [["device", {}]], world);
+  assert.deepEqual([suggestWanted({ ...world, views: { models: moved } }).no, moved.found.no], [1, 0], "they are of another question");
+  const again = after(moved, [["models/suggesting", { key: " 8192" }]]);
+  assert.equal(again.found.answer, answer);
+  assert.equal(after(again, [["models/again", {}]]).found.answer, null);
+  assert.equal(after(again, [["models/suggested", { key: " 8192", no: 1, answer }]]).found.no, 1);
+});
+
+test("estimates are marked, and the figures of the recommended one are not told twice", () => {
+  const [said, reason] = [fit({ is_estimate: true, tokens_per_s: 0.6 }), "qwen3-0.6b, Q8_0: about 1.0 GiB, 8,192 tokens fit, about 10.2 tokens per second over one and two."];
+  const own = { found: { key: " 8192", no: 0, step: "", part: null, answer: { suggestions: [suggestion("a/b:Q8_0", { fit: said, is_recommended: true, reason })], words: "" } } };
+  const seen = text(getView(state(own, { route: GET }), state(own).views.models));
+  assert.match(seen, /Q8_0 · ≈ 1\.0 GiB.*Fits with 8,192 tokens, ≈ 0\.6 tokens\/s/);
+  assert.doesNotMatch(seen, /tokens fit|not checked/);
+  const found = { key: "a/b 8192", no: 0, step: "", part: null, answer: { suggestions: [suggestion("a/b:Q8_0"), suggestion("a/b:Q4_0", { fit: fit({ is_checked: true }) })], words: "" } };
+  assert.equal(text(getView(state({ found }, { route: REPO }), state({ found }).views.models)).match(/not checked by the engine/g)?.length, 1);
+});
+
+test("what has just come cannot be got again, though it is not listed yet", () => {
+  const found = { key: "a/b 8192", no: 0, step: "", part: null, answer: { suggestions: [suggestion("a/b:Q8_0")], words: "" } };
+  const gets = (/** @type {any} */ more) => buttons(getView(state({ found }, { route: REPO, ...more }), state({ found }).views.models), "models/get").length;
+  const done = { p1: pull({ reference: "a/b:q8_0", repo: "a/b", state: "done" }) };
+  assert.equal(gets({ pulls: done, asks: { models: { busy: true, error: "" } } }), 0);
+  assert.equal(gets({ pulls: done }), 1, "it was removed since");
+  assert.equal(gets({ pulls: { p1: { ...done.p1, state: "paused" } } }), 0, "by whatever name it is fetched");
+});
+
+test("a refusal of the hub is told once, with the link to follow", () => {
+  const asks = { "models/suggest": { busy: false, error: "accept its terms at https://hub.example/a/b, then log in" }, "models/hub": { busy: false, error: "too late" } };
+  const world = state({ hub: { text: "b", repos: null } }, { route: REPO, asks });
+  const seen = getView(world, world.views.models);
+  assert.deepEqual(all(seen, "a").map((each) => attribute(each, "href")).filter((href) => href.startsWith("http")), ["https://hub.example/a/b"]);
+  assert.doesNotMatch(text(seen), /too late/);
+  assert.match(text(getView({ ...world, route: GET }, world.views.models)), /too late/);
 });
 
 test("where nothing fits it is told what would have to change", () => {

@@ -142,7 +142,8 @@ def fit(size_bytes: int, ctx_tokens: int) -> ModelFit:
     needed = size_bytes + ctx_tokens * KV_BYTES
     if needed <= MEMORY_BYTES:
         return ModelFit(ctx_tokens=ctx_tokens, fits=True, tokens_per_s=RATE_BYTES_PER_S / needed,
-                        devices=("mac-mini", "attic-pc"), kv_type="f16")  # fmt: skip
+                        devices=("mac-mini", "attic-pc"), kv_type="f16",
+                        is_checked=True)  # fmt: skip
     missing = needed - MEMORY_BYTES
     shorter = 2048 if size_bytes + 2048 * KV_BYTES <= MEMORY_BYTES else None
     reason = f"the devices have {missing / GIB:.1f} GiB too little for it"

@@ -216,7 +216,7 @@ async def run(argv: list[str], environ: Mapping[str, str]) -> tuple[int, str]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**environ, "GGML_NO_BACKTRACE": "1"},
+            env=environment.for_engine(environ, {"GGML_NO_BACKTRACE": "1"}),
         )
     except OSError as exc:
         raise EngineUnusable(f"{argv[0]} cannot be run here: {exc.strerror or exc}") from exc

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 # LLAMA_ARG_* overrides flags silently; the library paths decide which build really runs.
 _PREFIXES = ("LLAMA_", "GGML_", "HF_", "DYLD_", "CUDA_", "HIP_", "VK_", "MTL_", "AGX_", "OMP_")
 _NAMES = ("LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "TMPDIR")
-_DROPPED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_SLOTS_DEBUG")
+_DROPPED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_SLOTS_DEBUG", "MTMD_BACKEND_DEVICE")
 _SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 _ON_MACS = {"AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1"}
@@ -35,8 +35,9 @@ def for_engine(
 
     A copy of everything, since Termux programs need more of it than one would guess. The
     ``LLAMA_ARG_*`` family is dropped: it would override the planned flags without a word; and so
-    are one that adds a key which llama-server takes besides ours, and one that puts everybody's
-    prompts into ``/slots``. ``platform`` is as ``sys.platform`` has it.
+    are one that adds a key which llama-server takes besides ours, one that puts everybody's
+    prompts into ``/slots``, and one that names a device for the projector.
+    ``platform`` is as ``sys.platform`` has it.
     """
     kept = {n: value for n, value in inherited.items() if not n.startswith(_DROPPED)}
     return {**(_ON_MACS if platform == "darwin" else {}), **kept, **ours}

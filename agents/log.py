@@ -5,6 +5,7 @@ The context is added by a filter on the handler, so third-party loggers carry it
 
 import json
 import logging
+import re
 import socket
 import sys
 import time
@@ -17,6 +18,7 @@ current_launch: ContextVar[str] = ContextVar("current_launch", default="")
 """Set by whoever works on a launch; inherited by the tasks it starts."""
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
 _CONTEXT = ("host", "process_name", "launch")
 
 
@@ -49,7 +51,8 @@ class TextFormatter(logging.Formatter):
             where += f"/launch-{launch}"
         fields = " ".join(f"{k}={v}" for k, v in _extra(record).items())
         line = f"{clock}.{record.msecs:03.0f} {record.levelname:<7} {where} {record.getMessage()}"
-        line = f"{line} {fields}".rstrip()
+        # One line, whatever somebody put into a name or an option.
+        line = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], f"{line} {fields}".rstrip())
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -86,8 +89,9 @@ def configure(
     handler.addFilter(_Context(process_name))
     handler.setFormatter(JsonFormatter() if json_lines else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Both say something per request, which is polling noise here.
-    for name in ("httpx", "httpcore", "uvicorn.access"):
+    # They say something per request, which is polling noise here; the hub's client (httpx2) also
+    # the signed addresses of files.
+    for name in ("httpx", "httpx2", "httpcore", "httpcore2", "uvicorn.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()

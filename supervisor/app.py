@@ -44,7 +44,7 @@ from supervisor.adapters.model_checks import ModelChecks
 from supervisor.adapters.model_places import Place, places
 from supervisor.adapters.model_removal import places_of, removed
 from supervisor.adapters.model_scanner import ModelScanner
-from supervisor.adapters.option_files import read_files
+from supervisor.adapters.option_files import LIMIT_S, OptionFileReader, read_files
 from supervisor.adapters.release_site import TOKEN_VARIABLE, ReleaseSite
 from supervisor.adapters.store import Store
 from supervisor.adapters.wire_probe import WireProbe
@@ -272,7 +272,7 @@ async def _compose(
         held=HeldProbe(context),
         own_networks=own_networks,
         engine_key=engine_key,
-        read_option_files=read_files,
+        read_option_files=OptionFileReader(read_files, LIMIT_S),
     )
     reconciler = Reconciler(tools, bus)
     spreader = Spreader(tools)
@@ -294,7 +294,7 @@ async def _compose(
         reconciler,
         EngineHttp(tools.engine_key),
         keyring,
-        OnDemand(settings, reconciler, library.known_name),
+        OnDemand(settings, reconciler, library.known_name, reconciler.model_settings.merged),
         request_log.note,
     )
     shelf = EngineShelf(folder, inherited)
@@ -306,8 +306,8 @@ async def _compose(
         registry=registry,
         reconciler=reconciler,
         measurer=Measurer(tools, bus),
-        pusher=Pusher(tools, reconciler.planner, spreader),
-        holdings=Holdings(tools, reconciler.planner, spreader),
+        pusher=Pusher(tools, reconciler.planner, spreader, reconciler.all),
+        holdings=Holdings(tools, reconciler.planner, spreader, library, reconciler.all),
         pulls=pulls,
         launches=journal,
         bus=bus,
@@ -338,7 +338,7 @@ async def _compose(
             Fitter(tools, reconciler.planner, listed(library.known_name)),
             RepoHeaders(folder / "cache"),
             read_catalogue,
-            folder / "cache",
+            folder / "suggest",
         ),
         doctoring=Doctoring(
             tools,

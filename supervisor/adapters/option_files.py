@@ -1,10 +1,12 @@
 """Files of the main host that model options name: whether they are there, and what they are."""
 
+import concurrent.futures
 import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -33,6 +35,57 @@ _IN_TAG: Final = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|%\}|\}\}""",
 _RAW: Final = re.compile(r"\{%-?\s*raw\s*-?%\}")
 _END_RAW: Final = re.compile(r"\{%-?\s*endraw\s*-?%\}")
 NEWLINE: Final = "\n"
+
+
+LIMIT_S: Final = 10.0
+"""For all files of a launch; a disk that was asleep wakes up within it."""
+
+
+class OptionFileReader:
+    """``read_files`` with an end: a network that is away keeps who reads waiting for ever."""
+
+    def __init__(self, read: Callable[[Sequence[OptionFile], str], FileFacts], limit_s: float):
+        self._read = read
+        self._limit_s = limit_s
+        self._lock = threading.Lock()
+        self._silent: set[str] = set()
+
+    def __call__(self, files: Sequence[OptionFile], architecture: str) -> FileFacts:
+        """As ``read_files``.
+
+        Raises:
+            OptionFileUnusable: Also for what does not answer in time. Its thread is given up, and
+                no other one is started for the same file meanwhile.
+        """
+        paths = {file.path for file in files}
+        reading = concurrent.futures.Future[FileFacts]()
+
+        def work() -> None:
+            try:
+                reading.set_result(self._read(files, architecture))
+            except Exception as exc:  # noqa: BLE001 - whoever waits gets it
+                reading.set_exception(exc)
+            with self._lock:
+                self._silent -= paths
+
+        with self._lock:
+            if silent := self._silent & paths:
+                raise self._unanswered(files, silent)
+        # Not one of the event loop's threads: who ends waits for those.
+        threading.Thread(target=work, daemon=True, name="option files").start()
+        try:
+            return reading.result(self._limit_s)
+        except concurrent.futures.TimeoutError:
+            with self._lock:
+                self._silent |= paths if not reading.done() else set()
+            raise self._unanswered(files, paths) from None
+
+    def _unanswered(self, files: Sequence[OptionFile], paths: set[str]) -> OptionFileUnusable:
+        named = " and ".join(f"{f.option} ({f.path})" for f in files if f.path in paths)
+        return OptionFileUnusable(
+            f"{named} cannot be read: no answer within {self._limit_s:g} s; check the disk, or the "
+            "network that it is on"
+        )
 
 
 def read_files(files: Sequence[OptionFile], architecture: str) -> FileFacts:

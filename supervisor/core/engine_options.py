@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from supervisor.core.engine_help import EngineHelp, HelpOption
@@ -31,15 +31,23 @@ _FILE_OPTIONS: Final[dict[str, FileKind]] = {
 """Of the options that may pass through, those whose value is a file, which is read and no more."""
 
 _JSON_OPTIONS: Final = ("--chat-template-kwargs", "--json-schema", "-j")
-_OVERRIDE: Final = re.compile(r"(?P<key>[\w.-]+)=(?:(?P<type>int|float|bool|str)):(?P<value>[^,]*)")
+_OVERRIDE: Final = re.compile(
+    r"(?P<key>[\w.-]{1,127})=(?:int:-?\d{1,18}|float:-?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?"
+    r"|bool:(?:true|false)|str:[^,]{0,127})"
+)
+"""The engine would take the first word of another number, or 0, and ends at longer texts."""
+
 _FIXED_KEYS: Final = re.compile(
-    r"general\.architecture|split\..*|.*\.(?:block_count|embedding_length(?:_out)?|vocab_size"
-    r"|feed_forward_length|expert_count|attention\.(?:head_count(?:_kv)?|key_length|value_length"
-    r"|sliding_window)|ssm\..*)"
+    r"general\.(?:architecture|alignment)|split\..*|.*\.(?:block_count|embedding_length(?:_out)?"
+    r"|vocab_size|feed_forward_length|expert_count|nextn_predict_layers|full_attention_interval"
+    r"|token_shift_count|attention\.(?:(?:head_count|(?:key|value)_length|kv_lora_rank"
+    r"|sliding_window|shared_kv_layers|recurrent_layers)\w*|indexer\..*)"
+    r"|(?:ssm|wkv|kda|shortconv)\..*)"
 )
 """Metadata that the plan follows from."""
 
 _OVERRIDE_OPTION: Final = "--override-kv"
+_SCALING: Final = {"--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale"}
 _TEMPLATE_NAME: Final = re.compile(r"[\w.-]+")
 _SAMPLING: Final = {
     "temperature": "--temp",
@@ -88,7 +96,10 @@ class _Words:
             )
         names = option.names if option else (name,)
         if self._given.intersection(names):
-            raise EngineOptionRefused(f"{name} is given twice; give it once")
+            raise EngineOptionRefused(
+                f"{name} is given twice, as an option and as a field, or under two names, or here "
+                "and in the settings of the model; give it once"
+            )
         self._given.update(names)
         if option is not None and values:
             _check_value(name, option, values)
@@ -129,8 +140,34 @@ def engine_words(options: ModelOptions, known: EngineHelp, projector: str = "") 
     return EngineWords(tuple(made.words), tuple(made.files))
 
 
+def scales_positions(made: EngineWords) -> bool:
+    """Whether positions are scaled, beyond the training of the model perhaps."""
+    return not _SCALING.isdisjoint(made.words)
+
+
+def stretched(made: EngineWords, architecture: str, ctx_tokens: int) -> EngineWords:
+    """With what lets llama-server use a context beyond the training, if positions are scaled.
+
+    Source:
+        llama.cpp ``tools/server/server-context.cpp`` ``load_model``: a slot has no more than the
+        training context, which only YaRN makes longer (``llama_init_from_model``).
+    """
+    words = [*made.words]
+    key = f"{architecture}.context_length="
+    override = f"{key}int:{ctx_tokens}"
+    if not scales_positions(made) or "yarn" in words:
+        return made
+    if _OVERRIDE_OPTION not in words:
+        words += [_OVERRIDE_OPTION, override]
+    elif key not in words[at := words.index(_OVERRIDE_OPTION) + 1]:
+        words[at] += f",{override}"
+    return replace(made, words=tuple(words))
+
+
 def parse_option(text: str) -> tuple[str, str | None]:
-    """The name and the value of FLAG or FLAG=VALUE; dashes may be left out.
+    """The name and the value of FLAG or FLAG=VALUE; the dashes before it may be left out.
+
+    Within it they may be underscores, which llama.cpp takes for dashes, too.
 
     Raises:
         EngineOptionRefused: It is not of that form.
@@ -139,10 +176,12 @@ def parse_option(text: str) -> tuple[str, str | None]:
     name = name.strip()
     if not name.startswith("-"):
         name = f"--{name}"
+    if name.startswith("--"):
+        name = name.replace("_", "-")
     if not re.fullmatch(r"--?[A-Za-z][\w.-]*", name):
         raise EngineOptionRefused(
-            f"{_short(name)!r} is not the name of an option; write FLAG or FLAG=VALUE, as in "
-            "--cache-reuse=256"
+            f"an option that begins with {_short(name.split()[0])!r} is not of the form FLAG or "
+            "FLAG=VALUE; write it as in --cache-reuse=256"
         )
     return name, value if equals else None
 
@@ -184,7 +223,9 @@ def _add_lora(made: _Words, options: ModelOptions, known: EngineHelp) -> None:
         return
     is_scaled = any(each.scale != 1 for each in options.lora)
     flag = "--lora-scaled" if is_scaled else "--lora"
-    forbidden = ",:" if is_scaled else ","
+    option = known.find(flag)
+    is_older = option is not None and option.values > 1
+    forbidden = "" if is_older else ",:" if is_scaled else ","
     for each in options.lora:
         if any(c in forbidden for c in each.path):
             raise EngineOptionRefused(
@@ -192,11 +233,13 @@ def _add_lora(made: _Words, options: ModelOptions, known: EngineHelp) -> None:
                 f"({_short(each.path)!r}); rename it"
             )
         made.files.append(OptionFile(flag, each.path, "LoRA adapter"))
-    option = known.find(flag)
     if option is not None and "comma-separated" not in option.description and len(options.lora) > 1:
         raise EngineOptionRefused(
             "the llama.cpp of the main host takes one LoRA adapter; update it, or give one"
         )
+    if is_older:
+        made.add(flag, options.lora[0].path, f"{options.lora[0].scale:g}")
+        return
     each_word = [f"{e.path}:{e.scale:g}" if is_scaled else e.path for e in options.lora]
     made.add(flag, ",".join(each_word))
 
@@ -293,6 +336,8 @@ def _check_allowed(name: str, value: str, allowed: Sequence[str]) -> None:
 
 def _check_number(name: str, value: str, option: HelpOption) -> None:
     try:
+        if "_" in value or not value.isascii() or value != value.strip():
+            raise ValueError  # which Python takes, and the engine reads otherwise
         number = float(int(value)) if option.is_whole_number or option.limits else float(value)
     except (ValueError, OverflowError):
         kind = "a whole number" if option.is_whole_number or option.limits else "a number"

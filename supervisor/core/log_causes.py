@@ -122,8 +122,26 @@ ENGINE_CAUSES: Final = (
         "it cannot read the chat template of the model ({line})",
     ),
     _row(
-        r"error: (?:invalid|unknown) argument: \S+|error while handling argument .*"
-        r"|Failed to parse endpoint.*",
+        r"failed to load multimodal model.*",
+        EngineRefusedFlag,
+        "it cannot use the projector ({line})",
+        "give the projector that was made for this model (--mmproj FILE), or none (--mmproj '')",
+    ),
+    _row(
+        r"failed to load lora adapter.*",
+        EngineRefusedFlag,
+        "it cannot use the adapter ({line})",
+        "give an adapter that was made for this model, or launch without it",
+    ),
+    _row(
+        r"error while handling argument .*|failed to parse grammar.*",
+        EngineRefusedFlag,
+        "it cannot read the value of an option ({line})",
+        "correct that option of the launch, or of the model's settings; if it is none of yours,"
+        " update llama.cpp to one recent build on every device",
+    ),
+    _row(
+        r"error: (?:invalid|unknown) argument: \S+|Failed to parse endpoint.*",
         EngineRefusedFlag,
         "this build does not take an option ({line})",
     ),

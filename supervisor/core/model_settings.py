@@ -13,6 +13,14 @@ NOT_KEPT: Final = frozenset({"model", "name"})
 
 MOST_VALUE_CHARS: Final = 80
 
+_INSTEAD: Final = {
+    "chat_template": ("chat_template_file",),
+    "chat_template_file": ("chat_template",),
+    "devices": ("order", "split", "pin_output"),
+    "order": ("devices", "split", "pin_output"),
+}
+"""What a caller's value of each leaves nothing of: they would contradict each other."""
+
 _CALLED: Final = {
     "ctx_tokens": "context",
     "min_ctx_tokens": "smallest context",
@@ -49,32 +57,50 @@ def checked(model: str, values: Mapping[str, Any]) -> ModelSettings:
     try:
         spec = DeploymentSpec.model_validate({"model": model, **given})
     except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ascii(".".join(str(part) for part in first["loc"]))[1:-1][:MOST_VALUE_CHARS]
-        raise BadRequest(f"{where} cannot be kept for a model: {first['msg']}") from None
-    kept = spec.model_dump(mode="json", include=set(given))
+        where, why = _first(exc)
+        raise BadRequest(f"{where} cannot be kept for a model: {why}") from None
+    kept = spec.model_dump(mode="json", include=set(given), exclude_none=True)
     return ModelSettings(model=model, values={name: kept[name] for name in given})
 
 
 def merged(spec: DeploymentSpec, settings: ModelSettings) -> DeploymentSpec:
-    """A spec with the kept values where the caller gave none; null and empty lists are none."""
+    """A spec with the kept values where the caller gave none; null and empty lists are none.
+
+    Raises:
+        BadRequest: What was kept, perhaps by another version, is not possible.
+    """
     given = {
         name: value
         for name, value in spec.model_dump(mode="json", exclude_unset=True).items()
         if value is not None and value != []
     }
-    return DeploymentSpec.model_validate({**settings.values, **given})
+    unwanted = {each for name in given for each in _INSTEAD.get(name, ())}
+    kept = {name: value for name, value in settings.values.items() if name not in unwanted}
+    try:
+        return DeploymentSpec.model_validate({**kept, **given})
+    except ValidationError as exc:
+        where, why = _first(exc)
+        raise BadRequest(
+            f"{where} is kept for {settings.model} and not possible: {why}; forget it with "
+            "'supervisor models settings MODEL --unset'"
+        ) from None
 
 
 def remarks(spec: DeploymentSpec, settings: ModelSettings) -> tuple[str, ...]:
     """Which values of a spec are what is kept for its model, in sentences."""
-    values = spec.model_dump(mode="json", include=set(settings.values))
+    values = spec.model_dump(mode="json", include=set(settings.values), exclude_none=True)
     return tuple(
         f"{_capital(_CALLED.get(name, name.replace('_', ' ')))} {_shown(value)}: your setting for"
         " this model."
         for name, value in settings.values.items()
         if values.get(name) == value
     )
+
+
+def _first(exc: ValidationError) -> tuple[str, str]:
+    """Where the first mistake is, and what it is."""
+    first = exc.errors()[0]
+    return ascii(".".join(map(str, first["loc"])))[1:-1][:MOST_VALUE_CHARS], first["msg"]
 
 
 def _capital(text: str) -> str:

@@ -3,8 +3,15 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
-from supervisor.core.engine_options import EngineWords, OptionFile, engine_words
+from supervisor.core.engine_options import (
+    EngineWords,
+    OptionFile,
+    engine_words,
+    scales_positions,
+    stretched,
+)
 from supervisor.core.entities import DeploymentSpec
 from supervisor.core.explain_words import listed
 from supervisor.core.option_memory import IMAGE_WORKSPACE_BYTES, FileFacts, OptionMemory
@@ -13,6 +20,11 @@ from supervisor.errors import EngineOptionRefused, OptionFileUnusable
 from supervisor.service.tools import Tools
 
 log = logging.getLogger(__name__)
+
+CUT: Final = (
+    "The model was trained for {:,} tokens, and newer builds of llama-server give a request no"
+    " more; scale its positions (rope), or take a shorter context."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +36,30 @@ class LaunchOptions:
     remarks: tuple[str, ...] = ()
 
 
-def launch_options(spec: DeploymentSpec, architecture: str, tools: Tools) -> LaunchOptions:
+def launch_options(
+    spec: DeploymentSpec, architecture: str, tools: Tools, trained_tokens: int | None = None
+) -> LaunchOptions:
     """Check a spec's model options against engine and files. Blocks.
 
     Args:
         spec: What was asked for.
         architecture: Of the model; empty: unknown yet.
         tools: With the main host, whose engine it is.
+        trained_tokens: Context that the model was trained for; None: unknown.
 
     Raises:
         EngineOptionRefused, OptionFileUnusable: What to change.
     """
     projector = _projector(spec, tools)
     made = engine_words(spec, tools.main_host.help, projector)
+    cut: tuple[str, ...] = ()
+    if trained_tokens and spec.ctx_tokens // spec.slots > trained_tokens:
+        made = stretched(made, architecture, spec.ctx_tokens)
+        cut = () if scales_positions(made) else (CUT.format(trained_tokens),)
     if not made.words:
-        return LaunchOptions()
+        return LaunchOptions(remarks=cut)
     facts = _read(made, architecture, tools)
-    return LaunchOptions(made.words, facts.memory, _remarks(spec, made, facts))
+    return LaunchOptions(made.words, facts.memory, (*_remarks(spec, made, facts), *cut))
 
 
 def _read(made: EngineWords, architecture: str, tools: Tools) -> FileFacts:

@@ -1,6 +1,6 @@
 """Keeps settings of models, and finds those of the model that somebody launches."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,35 +40,36 @@ class ModelSettingsBook:
         if not kept:
             return ModelSettings(model=key_of(model))
         keys = self._keys(model)
-        found = {settings.model.lower(): settings for settings in kept}
-        ours = (found[key.lower()] for key in keys if key.lower() in found)
-        return next(ours, ModelSettings(model=keys[0]))
+        return next(iter(_among(kept, keys)), ModelSettings(model=keys[0]))
 
     def put(self, model: str, values: Mapping[str, Any]) -> ModelSettings:
-        """Keep values for a model in place of those before.
+        """Keep values for a model in place of those before, whatever name they were kept under.
 
         Raises:
             ModelMissing: It is no file here and no reference.
             BadRequest, EngineOptionRefused, OptionFileUnusable: A value is not possible.
         """
-        before = self.get(model)
-        key = before.model if before.values else self._keys(model)[0]
-        if not _is_file(key) and parse_reference(key) is None:
-            raise ModelMissing(
-                f"{model[:_SHOWN_CHARS]} is neither a model on the main host nor a reference such "
-                "as OWNER/REPO:QUANT; give the path of its first .gguf file"
-            )
-        settings = checked(key, values)
-        launch_options(merged(DeploymentSpec(model=key), settings), "", self._tools)
+        keys = self._keys(model)
+        before = _among(self.all(), keys)
+        settings = checked(keys[0], values)
         if settings.values:
+            if not (before or any(_is_file(key) for key in keys) or parse_reference(keys[0])):
+                raise ModelMissing(
+                    f"{model[:_SHOWN_CHARS]} is neither a model on the main host nor a reference "
+                    "such as OWNER/REPO:QUANT; give the path of its first .gguf file"
+                )
+            launch_options(merged(DeploymentSpec(model=keys[0]), settings), "", self._tools)
             self._store.save_model_settings(settings)
-        else:
-            self._store.delete_model_settings(key)
+        self._forget(each for each in before if not settings.values or each.model != keys[0])
         return settings
 
     def forget(self, model: str) -> None:
         """Keep nothing for a model any more."""
-        self._store.delete_model_settings(self.get(model).model)
+        self._forget(_among(self.all(), self._keys(model)))
+
+    def _forget(self, kept: Iterable[ModelSettings]) -> None:
+        for settings in kept:
+            self._store.delete_model_settings(settings.model)
 
     def merged(self, spec: DeploymentSpec) -> DeploymentSpec:
         """A spec with what is kept for its model, where the caller said nothing."""
@@ -84,6 +85,17 @@ class ModelSettingsBook:
         key, names_of = key_of(model), self._tools.names_of
         path, *references = (names_of(model) or names_of(key) if names_of else ()) or (key,)
         return tuple(dict.fromkeys((*references, key_of(path), key)))
+
+
+def _among(kept: Iterable[ModelSettings], keys: Sequence[str]) -> list[ModelSettings]:
+    """Those that are kept under one of the keys, in their order."""
+    by_key = {_folded(settings.model): settings for settings in kept}
+    return [by_key[key] for key in dict.fromkeys(map(_folded, keys)) if key in by_key]
+
+
+def _folded(key: str) -> str:
+    """References are the same in capitals or not; paths need not be."""
+    return key if Path(key).is_absolute() else key.casefold()
 
 
 def _is_file(path: str) -> bool:

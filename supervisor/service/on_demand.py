@@ -38,10 +38,12 @@ class OnDemand:
         settings: Settings,
         launcher: Launcher,
         find_model: Callable[[str], LibraryModel | None],
+        with_kept: Callable[[DeploymentSpec], DeploymentSpec],
     ) -> None:
         self._settings = settings
         self._launcher = launcher
         self._find_model = find_model
+        self._with_kept = with_kept
         self._ready_since_s: dict[DeploymentId, float] = {}
         self._one_at_a_time = asyncio.Lock()
 
@@ -67,8 +69,10 @@ class OnDemand:
             return await asyncio.shield(self._created(model, found))
 
     async def _created(self, asked: str, found: LibraryModel) -> Deployment:
-        ttl_s = self._settings.on_demand_ttl_s
-        spec = DeploymentSpec(model=found.path, on_demand=True, ttl_s=ttl_s)
+        spec = DeploymentSpec(model=found.path, on_demand=True)
+        spec = await asyncio.to_thread(self._with_kept, spec)
+        if spec.ttl_s is None:
+            spec = spec.model_copy(update={"ttl_s": self._settings.on_demand_ttl_s})
         if asked.lower() not in _names(found.path):  # else its requests would not find it again
             spec = requested_spec(spec, found, asked)
         return await self._launcher.create(spec)

@@ -98,7 +98,7 @@ class Tools:
     projector_of: Callable[[str], str] | None = None
     """The projector file beside a model; empty: there is none."""
     names_of: Callable[[str], tuple[str, ...]] | None = None
-    """Path and reference of a model of this host, by any of its names; empty: unknown. Blocks."""
+    """Path and references of a model of this host, by any of its names; empty: unknown. Blocks."""
     fetch_model: ModelFetcher | None = None
     """Brings a model of the hub to this host."""
     engine_key: str = field(default="", repr=False)

@@ -85,7 +85,11 @@ class WorldReader:
             self._refreshed(choice, wish.asked),
         )
         options = await asyncio.to_thread(
-            launch_options, choice.spec, model.facts.architecture, self._tools
+            launch_options,
+            choice.spec,
+            model.facts.architecture,
+            self._tools,
+            model.facts.ctx_train_tokens,
         )
         model = replace(model, shape=with_adapters(model.shape, options.memory))
         host = replace(host, option_bytes=options.memory.host_bytes)

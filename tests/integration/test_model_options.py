@@ -1,8 +1,4 @@
-"""Model options and settings of models on the real engine, through supervisor, links and workers.
-
-No projector is run: a vision model is no few lines of GGUF. Its command line is in the unit tests,
-and its launch is refused here for a file that is none.
-"""
+"""Model options and settings of models on the real engine, through supervisor and workers."""
 
 import asyncio
 import json
@@ -147,6 +143,39 @@ async def test_what_cannot_be_is_refused_before_anything_starts(
         assert (code, "a GGUF file of" in told) == ("option_file_unusable", True)
 
 
+async def test_scaled_positions_reach_beyond_the_training(pair: Cluster, demo_model: Path) -> None:
+    trained = read_header(demo_model).context_length or 0
+    for rope in ({"scale": 2}, {"scaling": "yarn", "scale": 2}, None):
+        deployment = await ready(pair, demo_model, ctx_tokens=2 * trained, rope=rope)
+        shown = (await pair.http.get("/props")).json()["default_generation_settings"]
+        assert shown["n_ctx"] == (2 * trained if rope else trained)
+        assert ("newer builds" in " ".join(deployment["plan"]["reasons"])) == (rope is None)
+        await stop(pair)
+
+
+async def test_metadata_and_a_grammar_reach_the_engine(
+    pair: Cluster, demo_model: Path, tmp_path: Path
+) -> None:
+    grammar = tmp_path / "own.gbnf"
+    grammar.write_text('root ::= "yes" | "no"')
+    ids = []
+    for begins in ("true", "false"):
+        override = [f"tokenizer.ggml.add_bos_token=bool:{begins}"]
+        options = [f"--grammar-file={grammar}"]
+        await ready(pair, demo_model, override_kv=override, engine_options=options)
+        body = {"content": "Hi", "add_special": True}
+        ids.append((await pair.http.post("/tokenize", json=body)).json()["tokens"])
+        assert await pair.complete() in ("yes", "no")
+        await stop(pair)
+    assert ids[0][1:] == ids[1]
+    grammar.write_text("root ::= ((")
+    answer = await pair.launch(demo_model, engine_options=[f"--grammar-file={grammar}"])
+    assert answer.status_code == 201, answer.text
+    deployment = await pair.settled(within_s=READY_S)
+    assert deployment["error_code"] == "engine_refused_flag", deployment["reason"]
+    assert "failed to parse grammar" in deployment["reason"]
+
+
 async def test_a_template_that_the_engine_refuses_is_named(
     pair: Cluster, demo_model: Path, tmp_path: Path
 ) -> None:
@@ -237,12 +266,13 @@ async def test_settings_that_cannot_be_are_refused(pair: Cluster, demo_model: Pa
 async def test_a_launch_on_demand_takes_the_settings(cluster: Cluster, demo_model: Path) -> None:
     await cluster.supervisor(on_demand_models="true", model_folders=str(demo_model.parent))
     await cluster.agent("one")
-    await keep(cluster, demo_model, ctx_tokens=768, sampling={"top_k": 3})
+    await keep(cluster, demo_model, ctx_tokens=768, sampling={"top_k": 3}, ttl_s=1234)
     body = {"model": demo_model.stem, "prompt": "Hello", "max_tokens": 2}
     answer = await cluster.http.post("/v1/completions", json=body, timeout=READY_S)
     assert answer.status_code == 200, answer.text
     (deployment,) = (await cluster.http.get("/api/deployments")).json()
     assert deployment["spec"]["ctx_tokens"] == 768
+    assert deployment["spec"]["ttl_s"] == 1234
     assert deployment["plan"]["ctx_tokens"] == 768
     assert (await defaults(cluster))["top_k"] == 3
 

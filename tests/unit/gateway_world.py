@@ -25,6 +25,7 @@ from supervisor.core.entities import (
 from supervisor.core.gateway_routes import ROUTES, Api
 from supervisor.core.library import LibraryModel, NameIndex
 from supervisor.core.lifecycle import State
+from supervisor.core.model_settings import ModelSettings, merged
 from supervisor.core.request_record import RequestRecord
 from supervisor.errors import ModelMissing
 from supervisor.service.gateway import Gateway
@@ -206,12 +207,14 @@ class World:
     stopped: list[str] = field(default_factory=list)
     created: list[DeploymentSpec] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    kept: dict[str, Any] = field(default_factory=dict)
+    """Settings of every model."""
 
     def __post_init__(self) -> None:
         given = {"data_folder": self.folder, **self.settings}
         settings = Settings.model_validate(given)
         self.engines = EngineHttp("key")
-        self.on_demand = OnDemand(settings, self, self._find_model)
+        self.on_demand = OnDemand(settings, self, self._find_model, self._with_kept)
         self.gateway = Gateway(
             settings, self, self.engines, self.accounts, self.on_demand, self.records.append
         )
@@ -224,6 +227,9 @@ class World:
             return NameIndex(listed).find(text)
         except ModelMissing:
             return None
+
+    def _with_kept(self, spec: DeploymentSpec) -> DeploymentSpec:
+        return merged(spec, ModelSettings(model=spec.model, values=self.kept))
 
     def all(self) -> list[Deployment]:
         return list(self.deployments.values())

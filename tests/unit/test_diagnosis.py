@@ -143,6 +143,9 @@ CASES: dict[str, Case] = {
     # -- llama-server says it: RPC 7.0, real
     "flag": (seen("7.0/bad_flag", 1), "engine_refused_flag", GIVE_UP, "", "--bogus"),
     "value": (seen("7.0/bad_value", 1), "engine_refused_flag", GIVE_UP, "", '"-ub": stoi'),
+    "grammar": (seen("7.0/bad_grammar", ABRT), "engine_refused_flag", GIVE_UP, "", "parse grammar"),
+    "projector": (seen("7.0/bad_projector", 1), "engine_refused_flag", GIVE_UP, "", "mmproj-y"),
+    "adapter": (seen("7.0/bad_adapter", 1), "engine_refused_flag", GIVE_UP, "", "ad9.gguf"),
     "device flag": (seen("7.0/bad_device", 1), "engine_refused_flag", GIVE_UP, "", "RPC9"),
     "endpoint": (seen("7.0/bad_endpoint", ABRT), "engine_refused_flag", GIVE_UP, "", "nowhere"),
     "missing": (seen("7.0/model_missing", 1), "model_missing", GIVE_UP, "", "No such file"),

@@ -7,7 +7,7 @@ import pytest
 from some_help import KNOWN
 
 from supervisor.core.engine_help import EngineHelp, parse_help
-from supervisor.core.engine_options import OptionFile, engine_words, parse_option
+from supervisor.core.engine_options import OptionFile, engine_words, parse_option, stretched
 from supervisor.core.entities import DeploymentSpec
 from supervisor.core.refused_options import FAMILIES, refusal
 from supervisor.errors import EngineOptionRefused
@@ -99,6 +99,7 @@ def test_what_is_no_help_knows_nothing() -> None:
         ),
         ({"engine_options": ["--cache-reuse=256", "-nocb"]}, "--cache-reuse 256 -nocb"),
         ({"engine_options": ["threads=2"]}, "--threads 2"),
+        ({"engine_options": ["--cache_reuse=4", "top_k=5"]}, "--cache-reuse 4 --top-k 5"),
         ({"engine_options": ["override-kv=a=int:1,b=str:x"]}, "--override-kv a=int:1,b=str:x"),
         ({"engine_options": ["--control-vector-layer-range=1 4"]},
          "--control-vector-layer-range 1 4"),
@@ -132,6 +133,50 @@ def test_an_engine_that_lacks_an_option_is_named() -> None:
     assert "has no --jinja" in told
 
 
+def test_a_scaled_adapter_is_two_words_for_older_builds() -> None:
+    older = parse_help("--lora-scaled FNAME SCALE               path to LoRA adapter with scaling")
+    assert words(older, lora=[{"path": "/a:b.gguf", "scale": 0.5}]) == [
+        "--lora-scaled", "/a:b.gguf", "0.5",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "added"),
+    [
+        ({"rope": {"scale": 4}}, "--override-kv llama.context_length=int:8192"),
+        ({"engine_options": ["rope-scale=4"]}, "--override-kv llama.context_length=int:8192"),
+        ({"rope": {"scaling": "yarn", "scale": 4}}, ""),
+        ({"sampling": {"top_k": 4}}, ""),
+    ],
+)
+def test_scaled_positions_may_go_beyond_the_training(fields: dict[str, Any], added: str) -> None:
+    made = engine_words(DeploymentSpec(model="/m", **fields), KNOWN)
+    assert stretched(made, "llama", 8192).words == (*made.words, *added.split())
+
+
+def test_own_overrides_stay_where_positions_are_scaled() -> None:
+    for override, expected in (
+        ("a.b=int:1", "a.b=int:1,llama.context_length=int:8192"),
+        ("llama.context_length=int:9", "llama.context_length=int:9"),
+    ):
+        spec = DeploymentSpec(model="/m", rope={"scale": 4}, override_kv=(override,))
+        made = stretched(engine_words(spec, KNOWN), "llama", 8192)
+        assert made.words[-2:] == ("--override-kv", expected)
+
+
+def test_what_is_no_option_is_told_without_what_follows() -> None:
+    told = refused(engine_options=["--hf-token hf_secret"])
+    assert "--hf-token" in told
+    assert "secret" not in told
+
+
+def test_underscores_do_not_hide_a_name() -> None:
+    """llama.cpp reads them as dashes."""
+    for known in (KNOWN, EngineHelp()):
+        told = refused(known=known, engine_options=["--slot_save_path=/x"])
+        assert "write files" in told
+
+
 def test_without_any_help_nothing_is_checked_but_what_we_know_is_refused() -> None:
     assert words(EngineHelp(), engine_options=["--new=1"]) == ["--new", "1"]
     assert "only the gateway" in refused(known=EngineHelp(), engine_options=["--port=1"])
@@ -151,6 +196,14 @@ def test_without_any_help_nothing_is_checked_but_what_we_know_is_refused() -> No
         ({"override_kv": ["split.count=int:0"]}, "split.count decides"),
         ({"override_kv": ["a.b=int:3,c.d=int:4"]}, "without commas"),
         ({"override_kv": ["a.b=list:3"]}, "KEY=TYPE:VALUE"),
+        ({"override_kv": ["a.b=int:many"]}, "KEY=TYPE:VALUE"),
+        ({"override_kv": ["a.b=bool:yes"]}, "KEY=TYPE:VALUE"),
+        ({"override_kv": ["a.b=float:1,5"]}, "KEY=TYPE:VALUE"),
+        ({"override_kv": [f"a.b=str:{'x' * 128}"]}, "KEY=TYPE:VALUE"),
+        ({"override_kv": ["deepseek2.attention.kv_lora_rank=int:9"]}, "decides what"),
+        ({"override_kv": ["gemma3.attention.key_length_swa=int:9"]}, "decides what"),
+        ({"override_kv": ["qwen35.full_attention_interval=int:9"]}, "decides what"),
+        ({"override_kv": ["rwkv7.wkv.head_size=int:9"]}, "decides what"),
         ({"sampling": {"top_k": 5}, "engine_options": ["--top-k=7"]}, "--top-k is given twice"),
         ({"sampling": {"temperature": 1}, "engine_options": ["--temperature=1"]}, "given twice"),
         ({"engine_options": ["--jinja", "--no-jinja"]}, "--no-jinja is given twice"),
@@ -175,6 +228,9 @@ def test_a_field_that_cannot_be_is_refused(fields: dict[str, Any], told: str) ->
         ("--override-kv=a.b", "KEY=TYPE:VALUE"),
         ("--top-k=many", "takes a whole number, not 'many'"),
         ("--top-k=1.5", "takes a whole number"),
+        ("--top-k=1_000", "takes a whole number"),
+        ("--top-k=\n5", "takes a whole number"),
+        ("--temp=\uff11", "takes a number"),
         ("--top-k=1e400", "takes a whole number"),
         ("--temp=nan", "a number of usual size"),
         ("--temp=warm", "takes a number"),
@@ -183,8 +239,8 @@ def test_a_field_that_cannot_be_is_refused(fields: dict[str, Any], told: str) ->
         ("--chat-template-kwargs={a}", "is not JSON"),
         ("--chat-template-kwargs=[1]", "not a JSON object"),
         ("--control-vector-layer-range=1", "needs 2 values"),
-        ("--top-k 5", "not the name of an option"),
-        ("; rm -rf /", "not the name of an option"),
+        ("--top-k 5", "begins with '--top-k' is not of the form FLAG or FLAG=VALUE"),
+        ("; rm -rf /", "is not of the form FLAG or FLAG=VALUE"),
         ("--upload-to=x", "not safe"),
         ("--more-weights=/x", "names a file, a host or a secret"),
     ],

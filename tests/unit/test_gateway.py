@@ -344,6 +344,24 @@ async def test_a_request_launches_a_model_of_the_folders_if_that_is_allowed(
     assert (spec.model, spec.on_demand, spec.ttl_s) == (files[0], True, 60)
 
 
+@pytest.mark.parametrize(
+    ("kept", "ttl_s"), [({}, 60), ({"ttl_s": 5}, 5), ({"aliases": ["own"], "slots": 2}, 60)]
+)
+async def test_what_is_kept_for_a_model_wins_over_the_general_settings(
+    make: Callable[..., World], kept: dict[str, Any], ttl_s: float
+) -> None:
+    world = make(
+        files=["/models/gem-Q4.gguf"],
+        settings={"on_demand_models": True, "on_demand_ttl_s": 60},
+        kept=kept,
+    )
+    await world.on_demand.started("GEM-q4.gguf", ())
+    (spec,) = world.created
+    assert spec.ttl_s == ttl_s
+    assert spec.aliases == (*kept.get("aliases", ()), "GEM-q4.gguf")
+    assert spec.slots == kept.get("slots", 1)
+
+
 async def test_what_nobody_used_for_its_time_is_stopped(world: World) -> None:
     spec = DeploymentSpec(model="/m/gem-Q4.gguf", on_demand=True, ttl_s=1.2)
     world.put(deployment(spec=spec, port=1))

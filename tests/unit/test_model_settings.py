@@ -65,6 +65,31 @@ def test_null_and_empty_lists_are_not_given() -> None:
     assert (spec.kv_type, spec.aliases, spec.engine_options) == ("q8_0", ("a",), ("--jinja",))
 
 
+def test_of_a_group_only_what_was_said_is_kept() -> None:
+    settings = kept(sampling={"top_k": 5, "seed": None}, rope={"scale": 2})
+    assert settings.values == {"sampling": {"top_k": 5}, "rope": {"scale": 2.0}}
+    assert len(remarks(merged(asked(), settings), settings)) == 2
+
+
+def test_what_another_version_kept_is_named() -> None:
+    settings = ModelSettings(model=MODEL, values={"flash": True})
+    with pytest.raises(BadRequest, match=r"flash is kept for .* --unset"):
+        merged(asked(), settings)
+
+
+def test_what_contradicts_the_caller_is_not_taken() -> None:
+    settings = kept(chat_template="gemma", devices=["a", "b"], split=[3, 4], pin_output="b")
+    spec = merged(asked(chat_template_file="/t.jinja", devices=("c",)), settings)
+    assert (spec.chat_template, spec.devices, spec.split, spec.pin_output) == (
+        None, ("c",), (), None,
+    )  # fmt: skip
+    spec = merged(asked(split=(4, 3)), settings)
+    assert (spec.chat_template, spec.devices, spec.split) == ("gemma", ("a", "b"), (4, 3))
+    settings = kept(chat_template_file="/t.jinja", order=["a", "b"], split=[3, 4])
+    spec = merged(asked(chat_template="gemma", order=("b", "a")), settings)
+    assert (spec.chat_template_file, spec.order, spec.split) == (None, ("b", "a"), ())
+
+
 def test_a_merged_spec_has_all_its_values_and_is_merged_no_more() -> None:
     spec = merged(asked(name="x"), kept(ctx_tokens=8192))
     stored = DeploymentSpec.model_validate_json(spec.model_dump_json())
@@ -187,6 +212,66 @@ def test_a_newer_version_of_a_file_has_the_settings_of_its_reference(tmp_path: P
                 kept.put(str(shown), {"slots": 2})
             for name in (str(shown), REFERENCE):
                 assert kept.get(name).values == {"slots": 2}
+    finally:
+        store.close()
+
+
+def test_a_name_of_ollama_has_settings(tmp_path: Path) -> None:
+    """``NAME:TAG`` is no reference of the hub, and its blob no file of that name."""
+    blob = tmp_path / "sha256-0"
+    blob.touch()
+    known = (str(blob), "llama3:latest")
+    names = dict.fromkeys(("llama3", "llama3:latest", str(blob)), known)
+    kept, store = book(tmp_path, names)
+    try:
+        for name in names:
+            assert kept.put(name, {"slots": 2}).model == "llama3:latest"
+        names.clear()
+        assert kept.get("Llama3:latest").values == {"slots": 2}
+        assert kept.put("llama3:latest", {"slots": 3}).values == {"slots": 3}
+    finally:
+        store.close()
+
+
+def test_what_was_kept_under_another_name_moves_and_is_forgotten(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.touch()
+    by_file = "Owner/Repo/m-Q4_K_M.gguf"
+    kept, store = book(tmp_path, {str(file): (str(file), REFERENCE, by_file)})
+    try:
+        for before in (str(file), by_file, REFERENCE.lower()):
+            store.save_model_settings(checked(before, {"slots": 2}))
+            assert kept.get(str(file)).values == {"slots": 2}
+            assert kept.put(str(file), {"slots": 3}).model == REFERENCE
+            assert [s.model for s in kept.all()] == [REFERENCE]
+            store.save_model_settings(checked(by_file, {"slots": 2}))
+            kept.forget(str(file))
+            assert kept.all() == []
+    finally:
+        store.close()
+
+
+def test_paths_that_differ_in_capitals_are_two_models(tmp_path: Path) -> None:
+    kept, store = book(tmp_path, {})
+    try:
+        for name in ("m.gguf", "M.gguf"):
+            (tmp_path / name).touch()
+        kept.put(str(tmp_path / "m.gguf"), {"slots": 2})
+        assert kept.get(str(tmp_path / "M.gguf")).values == {}
+    finally:
+        store.close()
+
+
+def test_settings_of_a_model_that_is_gone_can_be_changed_and_forgotten(tmp_path: Path) -> None:
+    kept, store = book(tmp_path, {})
+    file = tmp_path / "m.gguf"
+    try:
+        file.touch()
+        kept.put(str(file), {"slots": 2})
+        file.unlink()
+        assert kept.put(str(file), {"slots": 3}).values == {"slots": 3}
+        assert kept.put(str(file), {}).values == {}
+        assert kept.all() == []
     finally:
         store.close()
 

@@ -1,6 +1,10 @@
 """Files that options name, and the projector that lies beside a model."""
 
+import contextlib
 import os
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -9,11 +13,11 @@ import pytest
 from made_gguf import STRING, gguf, pair, text
 from some_help import HELP, KNOWN
 
-from supervisor.adapters.option_files import MAX_TEXT_BYTES, read_files
+from supervisor.adapters.option_files import MAX_TEXT_BYTES, OptionFileReader, read_files
 from supervisor.core.engine_help import EngineHelp, parse_help
 from supervisor.core.engine_options import OptionFile, engine_words
 from supervisor.core.entities import DeploymentSpec
-from supervisor.core.option_memory import IMAGE_WORKSPACE_BYTES
+from supervisor.core.option_memory import IMAGE_WORKSPACE_BYTES, FileFacts
 from supervisor.errors import OptionFileUnusable
 from supervisor.service.model_options import launch_options
 from supervisor.service.tools import Tools
@@ -153,6 +157,38 @@ def test_a_schema_file_is_json(tmp_path: Path) -> None:
         read_files(made.files, "")
 
 
+def test_a_disk_that_does_not_answer_keeps_nobody_waiting(tmp_path: Path) -> None:
+    asked, answer, ended = threading.Semaphore(0), threading.Event(), threading.Semaphore(0)
+
+    def read(files: Sequence[OptionFile], architecture: str) -> FileFacts:
+        if "away" in files[0].path:
+            asked.release()
+            assert answer.wait(30)
+        ended.release()
+        return read_files(files, architecture)
+
+    reader = OptionFileReader(read, 0.05)
+    away = template(tmp_path / "away.jinja", "{{ messages }}")
+    here = template(tmp_path / "here.jinja", "{{ messages }}")
+    for _ in range(3):
+        with pytest.raises(OptionFileUnusable, match=r"away.jinja.* no answer within 0.05 s"):
+            reader([away], "")
+    assert asked.acquire(timeout=30)
+    assert not asked.acquire(blocking=False), "one thread waits, however many ask"
+    assert OptionFileReader(read, 30)([here], "").sizes
+    assert ended.acquire(timeout=30)
+    answer.set()
+    for _ in range(600):  # the thread is about to end
+        with contextlib.suppress(OptionFileUnusable):
+            assert reader([away], "").sizes
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("it is not read again")
+    with pytest.raises(OptionFileUnusable, match="is not on the main host"):
+        OptionFileReader(read, 30)([OptionFile("-jf", "/nowhere.json", "JSON")], "")
+
+
 # -- the projector beside the model ----------------------------------------------------------------
 
 
@@ -196,6 +232,16 @@ def test_what_lies_beside_the_model_is_no_reason_to_refuse_it(tmp_path: Path) ->
         if beside:
             with pytest.raises(OptionFileUnusable):
                 launch_options(DeploymentSpec(model="/m", mmproj=beside), "llama", tools)
+
+
+def test_a_context_that_the_engine_will_cut_is_told() -> None:
+    for spec, told in (
+        (DeploymentSpec(model="/m", ctx_tokens=8192), 1),
+        (DeploymentSpec(model="/m", ctx_tokens=8192, slots=2), 0),
+        (DeploymentSpec(model="/m", ctx_tokens=8192, engine_options=("--rope-scale=2",)), 0),
+    ):
+        remarks = launch_options(spec, "llama", tools_with(""), 4096).remarks
+        assert sum("was trained for 4,096 tokens" in remark for remark in remarks) == told
 
 
 def test_other_options_are_named_without_their_values() -> None:

@@ -84,7 +84,7 @@
  * @typedef {{device: string, is_known: boolean, held_bytes: number, total_bytes: number, needed_bytes: number,
  *   needed_held_bytes: number, plan_problem: string}} Holding `needed`: by a launch now
  * @typedef {{device: string, state: string, total_bytes: number, done_bytes: number, sent_bytes: number, bytes_per_s: number,
- *   eta_s: number | null}} Push
+ *   eta_s: number | null, problem?: string, note?: string}} Push
  * @typedef {{deletes: string[], keeps: string[], freed_bytes: number, deployments: string[]}} Removal what goes
  * @typedef {{parts: {path: string, size_bytes: number, disk_bytes: number, content: string}[], also: string[]}} ModelWhere
  * @typedef {{platform: string, command: string, qr: string}} JoinLine

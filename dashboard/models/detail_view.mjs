@@ -60,16 +60,19 @@ const UNKNOWN = { device: "", is_known: true, held_bytes: 0, total_bytes: 0, nee
 /** Of what a launch now gives it, else of the whole model. @param {Holding} known @param {Push} [push] what is being sent */
 function holding({ device, is_known, held_bytes, total_bytes, needed_bytes, needed_held_bytes }, push) {
   const [done, whole] = push ? [push.done_bytes, push.total_bytes] : needed_bytes > 0 ? [needed_held_bytes, needed_bytes] : [held_bytes, total_bytes];
-  const isWhole = done >= whole;
+  const isWaiting = push?.state === "waiting";
+  const isWhole = done >= whole && !isWaiting;
   const much = done > 0 ? bytes(done) : "nothing";
   const words = [
-    !is_known && !push ? "it did not answer" : isWhole ? `${much}, all that it needs` : push || needed_bytes > 0 ? `${much} of ${bytes(whole)}` : `${much}, and a launch now needs none there`,
+    isWaiting ? "waits for another push" : !is_known && !push ? "it did not answer" : isWhole ? `${much}, all that it needs` : push || needed_bytes > 0 ? `${much} of ${bytes(whole)}` : `${much}, and a launch now needs none there`,
     push && !isWhole && push.bytes_per_s > 0 && `${bytes(push.bytes_per_s)}/s`,
     push && !isWhole && push.eta_s !== null && `${duration(push.eta_s)} left`,
   ];
   return h("li", { key: device },
     h("p", { class: "row small" }, h("strong", null, device), h("span", { class: "figure" }, words.filter(Boolean).join(" · "))),
-    h("progress", { max: 100, value: percent(done, whole), class: push ? "" : "quiet", "aria-label": `Weights on ${device}` }));
+    h("progress", { max: 100, value: percent(done, whole), class: push ? "" : "quiet", "aria-label": `Weights on ${device}` }),
+    push?.problem && h("p", { class: "message bad" }, sentence(push.problem)),
+    push?.note && h("p", { class: "hint" }, sentence(push.note)));
 }
 
 /** @param {string} path @param {State} state @param {Own} own */

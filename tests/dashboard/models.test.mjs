@@ -145,6 +145,9 @@ test("work on a model: bars while it is sent, a verdict in its colour after", ()
   const work = { kind: "push", part: null, rows, tone: "good", said: "", notes: [] };
   const sending = modelsView(state({ ...OPEN, work: { "/m/a.gguf": work } }, busy));
   assert.match(text(sending), /phone 512 MiB of 1\.0 GiB · 1 MiB\/s · 8 min 32 s left.*Keep this page open.*Stop/);
+  const told = [{ ...rows[0], state: "waiting", done_bytes: 0, total_bytes: 0 }, { ...rows[0], device: "spare", state: "lost", problem: "it went to sleep", note: "mac is of an older version" }];
+  const others = text(modelsView(state({ ...OPEN, work: { "/m/a.gguf": { ...work, rows: told } } }, busy)));
+  assert.match(others, /phone waits for another push.*spare 512 MiB of 1\.0 GiB.*It went to sleep\..*Mac is of an older version\./);
   const closed = text(modelsView(state({ work: { "/m/a.gguf": { ...work, kind: "verify", part: 0.42 } } }, busy)));
   assert.match(closed, /Each byte is read and compared\. +42 %/, "though its details are closed");
   const said = { ...work, kind: "verify", tone: "bad", said: "It is not as it was published.", notes: ["a.gguf: other bytes"] };

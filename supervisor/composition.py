@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +45,11 @@ from supervisor.api.join_api import create_join_app
 from supervisor.api.metrics_api import Metrics
 from supervisor.api.rest import Services
 from supervisor.api.web import create_app
+from supervisor.core.entities import PullView
 from supervisor.fetching.cached import HubFiles, launch_reader
 from supervisor.fetching.processes import FetchProcesses
 from supervisor.listening import Addresses
+from supervisor.ports import ModelFetcher
 from supervisor.service.device_engines import DeviceEngines
 from supervisor.service.doctoring import Doctoring
 from supervisor.service.engine_change import EngineChanger
@@ -143,7 +146,7 @@ async def compose(
         name_model=library.named,
         projector_of=library.projector_of,
         names_of=library.names_of,
-        fetch_model=pulls.file_for,
+        fetch_model=_listed_once_fetched(pulls, library),
         estimate_memory=MemoryOracle(lambda: main_host.engine, inherited),
         host_available_bytes=lambda: facts.memory()[1],
         probe=probe,
@@ -264,6 +267,17 @@ async def compose(
     page = page_server(create_app(services, files.dashboard()), settings)
     servers = [(page, addresses.web), (join_web, addresses.agents)]
     return Parts(services, journal, context, links, supply, servers)
+
+
+def _listed_once_fetched(pulls: Pulls, library: Library) -> ModelFetcher:
+    """So that the plan for the file finds what lies beside it."""
+
+    async def fetch(deployment: str, reference: str, tell: Callable[[PullView], None]) -> Path:
+        path = await pulls.file_for(deployment, reference, tell)
+        await library.refresh()
+        return path
+
+    return fetch
 
 
 def _places(settings: Settings, main_host: MainHost) -> tuple[Place, ...]:

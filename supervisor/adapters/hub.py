@@ -21,7 +21,7 @@ from supervisor.adapters.gguf import GgufHeader, joined, part_paths, read_header
 from supervisor.adapters.gguf_parse import GgufPart, parse_part
 from supervisor.adapters.hub_http import Hub, RemotePart
 from supervisor.adapters.sparse_model import PartStart, local_parts, sparse_model
-from supervisor.core.model_reference import choose, parse_reference
+from supervisor.core.model_reference import choose, parse_reference, projector
 from supervisor.errors import ModelBroken, ModelMissing
 
 MIB: Final = 1 << 20
@@ -73,8 +73,15 @@ def is_reference(text: str) -> bool:
     return not os.path.exists(here)  # noqa: PTH110
 
 
-def resolve(reference: str, hub: Hub | None = None) -> list[RemotePart]:
+def resolve(
+    reference: str, hub: Hub | None = None, *, with_projector: bool = False
+) -> list[RemotePart]:
     """Ask the hub for the files of a model, in order.
+
+    Args:
+        reference: See ``is_reference``.
+        hub: The one that the environment names, unless given.
+        with_projector: At last what it needs to see images, unless one file was named.
 
     Raises:
         ModelMissing, ModelAmbiguous: With what there is to choose from.
@@ -87,9 +94,12 @@ def resolve(reference: str, hub: Hub | None = None) -> list[RemotePart]:
             " OWNER/REPO/FILE.gguf"
         )
     found = (hub or Hub()).listing(wanted.repo)
+    files = choose(found.files, wanted)
+    if with_projector and not wanted.file and (beside := projector(found.files, files)):
+        files = (*files, beside)
     return [
         RemotePart(found.repo, found.revision, file.path, file.size_bytes, found.etags[file.path])
-        for file in choose(found.files, wanted)
+        for file in files
     ]
 
 

@@ -23,6 +23,9 @@ LEAST_BITS: Final = 4
 SHOWN: Final = 24
 """Choices that an error lists."""
 
+_PROJECTORS: Final = ("F16", "BF16", "Q8_0")
+"""The best first: F32 is twice as large and no better, others lose detail."""
+
 _WORD: Final = r"\w(?:[\w.-]{0,94}\w)?"  # of a repository's name: huggingface_hub's own rule
 _REFERENCE: Final = re.compile(
     rf"(?P<repo>{_WORD}/{_WORD})"
@@ -84,6 +87,11 @@ class RepoModel(FrozenModel):
         if found["float"]:
             return 16
         return 4 if found["four"] else int(found["bits"] or 2)
+
+    @property
+    def folder(self) -> str:
+        """Where it is in its repository; empty: at the top."""
+        return self.stem.rpartition("/")[0]
 
     @property
     def base(self) -> str:
@@ -155,6 +163,36 @@ def choose(files: Iterable[RepoFile], reference: Reference) -> tuple[RepoFile, .
             f" {len(chosen.parts) + len(chosen.missing)}; choose another, {_offer(proper)}"
         )
     return chosen.parts
+
+
+def projector(files: Iterable[RepoFile], parts: Sequence[RepoFile]) -> RepoFile | None:
+    """What a model needs to see images, if its repository has it.
+
+    Args:
+        files: Of the repository.
+        parts: Of the model.
+    """
+    models = _models(files)
+    (model,) = (each for each in models if each.parts[0] == parts[0])
+    bases = {each.base for each in models if not each.is_companion}
+    found = [
+        each
+        for each in models
+        if "mmproj" in each.base
+        and each.folder in (model.folder, "")
+        and (len(bases) == 1 or model.base in each.base.replace("mmproj", ""))
+        and len(each.parts) == 1
+        and not each.missing
+    ]
+    best = min(found, key=lambda each: (each.folder != model.folder, *_rank(each)), default=None)
+    return best.parts[0] if best else None
+
+
+def _rank(found: RepoModel) -> tuple[int, int]:
+    """Of a projector; the least is the best."""
+    if found.label in _PROJECTORS:
+        return _PROJECTORS.index(found.label), 0
+    return len(_PROJECTORS) + (found.label == "F32"), -found.size_bytes
 
 
 def offered(files: Iterable[RepoFile], repo: str) -> tuple[OfferedModel, ...]:

@@ -16,7 +16,7 @@ class HubFiles:
     """The hub, and its cache on this host. All of it blocks."""
 
     def resolve(self, reference: str) -> tuple[PullPart, ...]:
-        """Ask the hub for the files of a model, in order.
+        """Ask the hub for the files of a model, in order, and for its projector.
 
         Raises:
             ModelMissing, ModelAmbiguous, ModelForbidden, HubOffline, HubUnreachable
@@ -31,7 +31,7 @@ class HubFiles:
                 size_bytes=part.size_bytes,
                 etag=part.etag,
             )
-            for part in resolve(reference)
+            for part in resolve(reference, with_projector=True)
         )
 
     def path_of(self, parts: Sequence[PullPart]) -> Path | None:

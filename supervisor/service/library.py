@@ -137,10 +137,13 @@ class Library:
         """
         path = _existing(text)
         if path is not None:
-            try:
+            with suppress(ModelMissing):
                 return self._names(self._listed()).find(path)
-            except ModelMissing:
-                return self._scanner.examined(path)
+            if self._scanner.is_outdated():  # it has just come, perhaps with a projector beside it
+                self._scan_names()
+                with suppress(ModelMissing):
+                    return self._names(self._listed()).find(path)
+            return self._scanner.examined(path)
         return self._find(text)
 
     def _find(self, text: str) -> LibraryModel:
@@ -150,9 +153,8 @@ class Library:
         except ModelMissing:
             if time.monotonic() - self._scanned_at_s <= _LISTED_FOR_S:
                 raise
-        self._listing = self._scanner.scan(self._stop)  # ``run`` tells of what is new
-        self._scanned_at_s = time.monotonic()
-        return self._names(self._listing).find(text)
+        self._scan_names()
+        return self._names(self._listed()).find(text)
 
     def listed(self, text: str) -> LibraryModel:
         """As ``find``, but only what lies in one of the places: no other file of this host. Blocks.
@@ -163,10 +165,13 @@ class Library:
         return self._find(full_path(text))
 
     def _listed(self) -> Listing:
-        if self._listing is None:
-            self._listing = self._scanner.scan(self._stop)
-            self._scanned_at_s = time.monotonic()
-        return self._listing
+        return self._listing or self._scan_names()
+
+    def _scan_names(self) -> Listing:
+        """``run`` tells of what is new."""
+        listing = self._listing = self._scanner.scan(self._stop)
+        self._scanned_at_s = time.monotonic()
+        return listing
 
     def path_of(self, text: str) -> str:
         """The path that a name means here; ``text`` itself if it means none. Blocks.

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from supervisor.core import launch_plan
 from supervisor.core.engine_defaults import engine_defaults
@@ -174,6 +175,30 @@ class Planner:
     # -- the search and the engine's word on it ------------------------------------------------
 
     async def _find(self, wish: Wish) -> _Found:
+        """Without the projector beside the model, if nothing fits with it: nobody asked for it."""
+        try:
+            return await self._find_loosely(wish)
+        except InsufficientMemory as exc:
+            spec = wish.asked.spec
+            name = "" if spec.mmproj is not None else await self._projector_of(spec.model)
+            if not name:
+                raise
+            blind = replace(wish.asked, spec=spec.model_copy(update={"mmproj": ""}))
+            try:
+                found = await self._find_loosely(replace(wish, asked=blind))
+            except InsufficientMemory:
+                raise exc from None
+        said = f"Without the projector {name} that lies beside the model: with it nothing fits."
+        remarks = (*found.world.remarks, said)
+        return replace(found, world=replace(found.world, remarks=remarks))
+
+    async def _projector_of(self, model: str) -> str:
+        """The name of the file that lies beside a model; empty if there is none."""
+        if self._tools.projector_of is None:
+            return ""
+        return Path(await asyncio.to_thread(self._tools.projector_of, model)).name
+
+    async def _find_loosely(self, wish: Wish) -> _Found:
         """In a repair with any of the named devices, if it does not fit on all of them."""
         spec, asked = wish.asked.spec, wish.asked
         try:

@@ -1,6 +1,7 @@
 """A projector on the real engine: found beside its model, planned for, and given an image."""
 
 import base64
+import os
 import random
 import struct
 import zlib
@@ -8,6 +9,7 @@ from math import prod
 from pathlib import Path
 
 from cluster import Cluster
+from hub_stand_in import hub_stand_in
 from made_gguf import BOOL, FLOAT32, STRING, array, gguf, text, u32
 from made_gguf import pair as pair_of
 
@@ -75,7 +77,43 @@ def picture() -> str:
     return "data:image/png;base64," + base64.b64encode(png + part(b"IEND", b"")).decode()
 
 
-async def test_a_projector_beside_its_model_reads_images(
+async def test_a_projector_comes_with_its_model_and_reads_images(
+    cluster: Cluster, demo_model: Path, tmp_path: Path
+) -> None:
+    repo = tmp_path / "hub" / "owner" / "Sees-GGUF"
+    repo.mkdir(parents=True)
+    model = repo / "Sees-Q8_0.gguf"
+    model.write_bytes(demo_model.read_bytes())
+    file = write_projector(repo / "mmproj-Sees-F16.gguf", model)
+    with hub_stand_in(tmp_path / "hub") as made:
+        environment = {
+            "HF_ENDPOINT": made.endpoint,
+            "HF_HUB_CACHE": str(cluster.folder / "hub"),
+            "NO_PROXY": "127.0.0.1",
+            "HF_TOKEN": "",
+        }
+        await cluster.supervisor(environment=environment)
+        await cluster.agent("one")
+        body = {"model": "owner/Sees-GGUF", "name": "test", "ctx_tokens": 512}
+        assert (await cluster.http.post("/api/deployments", json=body)).status_code == 201
+        deployment = await cluster.settled(within_s=READY_S)
+    assert deployment["state"] == "ready", deployment["reason"]
+    flag, path, host = deployment["plan"]["option_words"]
+    assert (flag, Path(path).name, host) == ("--mmproj", file.name, "--no-mmproj-offload")
+    assert (await cluster.http.get("/props")).json()["modalities"]["vision"]
+    seen = {"type": "image_url", "image_url": {"url": picture()}}
+    with_picture = await prompt_tokens(cluster, [seen, {"type": "text", "text": "Hi"}])
+    assert with_picture - await prompt_tokens(cluster, "Hi") >= (IMAGE // PATCH) ** 2
+
+
+async def prompt_tokens(cluster: Cluster, content: object) -> int:
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 4}
+    answer = await cluster.http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["usage"]["prompt_tokens"])
+
+
+async def test_a_projector_for_which_there_is_no_memory_is_left_out(
     cluster: Cluster, demo_model: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "vision"
@@ -83,18 +121,12 @@ async def test_a_projector_beside_its_model_reads_images(
     model = folder / "vision.gguf"
     model.write_bytes(demo_model.read_bytes())
     file = write_projector(folder / "mmproj-vision.gguf", model)
+    os.truncate(file, 1 << 41)  # sparse
     await cluster.supervisor(model_folders=str(folder))
     await cluster.agent("one")
-    assert (await cluster.launch(model)).status_code == 201
-    deployment = await cluster.settled(within_s=READY_S)
-    assert deployment["state"] == "ready", deployment["reason"]
-    assert deployment["plan"]["option_words"] == ["--mmproj", str(file), "--no-mmproj-offload"]
-    assert (await cluster.http.get("/props")).json()["modalities"]["vision"]
-    seen = {"type": "image_url", "image_url": {"url": picture()}}
-    body = {"messages": [{"role": "user", "content": [seen, {"type": "text", "text": "Hi"}]}]}
-    answer = await cluster.http.post("/v1/chat/completions", json={**body, "max_tokens": 4})
-    assert answer.status_code == 200, answer.text
-    with_picture = answer.json()["usage"]["prompt_tokens"]
-    body = {"messages": [{"role": "user", "content": "Hi"}]}
-    answer = await cluster.http.post("/v1/chat/completions", json={**body, "max_tokens": 4})
-    assert with_picture - answer.json()["usage"]["prompt_tokens"] >= (IMAGE // PATCH) ** 2
+    plan = (await cluster.http.post("/api/plan", json={"model": str(model)})).json()["plan"]
+    assert plan["option_words"] == []
+    assert any("Without the projector mmproj-vision.gguf" in said for said in plan["reasons"])
+    asked = {"model": str(model), "mmproj": str(file)}
+    answer = await cluster.http.post("/api/plan", json=asked)
+    assert answer.json()["code"] == "insufficient_memory", "who asks for it gets it or nothing"

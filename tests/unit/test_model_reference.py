@@ -4,7 +4,13 @@ import pytest
 
 from supervisor.adapters.models import read_model
 from supervisor.core.memory import GIB
-from supervisor.core.model_reference import Reference, RepoFile, choose, parse_reference
+from supervisor.core.model_reference import (
+    Reference,
+    RepoFile,
+    choose,
+    parse_reference,
+    projector,
+)
 from supervisor.errors import ModelAmbiguous, ModelMissing
 
 
@@ -190,3 +196,24 @@ def test_a_launch_of_what_is_only_on_the_hub_says_what_to_do(text: str) -> None:
 def test_a_path_that_is_not_there_is_no_reference(text: str) -> None:
     with pytest.raises(ModelMissing, match="does not exist"):
         read_model(text)
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "found"),
+    [
+        (["m-Q8_0.gguf"], "a/b", None),
+        (["m-Q8_0.gguf", "mmproj-m-F32.gguf", "mmproj-m-BF16.gguf"], "a/b", "mmproj-m-BF16.gguf"),
+        (["m-Q8_0.gguf", "mmproj-BF16.gguf", "mmproj-F16.gguf"], "a/b", "mmproj-F16.gguf"),
+        (["m-Q8_0.gguf", "mmproj-m-f32.gguf", "mmproj-m-Q5_1.gguf"], "a/b", "mmproj-m-Q5_1.gguf"),
+        (["Q8_0/m-Q8_0.gguf", "mmproj.gguf", "other/mmproj.gguf"], "a/b", "mmproj.gguf"),
+        (["Q8_0/m-Q8_0.gguf", "Q8_0/mmproj.gguf", "mmproj.gguf"], "a/b", "Q8_0/mmproj.gguf"),
+        (["m-Q8_0.gguf", "n-Q4_0.gguf", "mmproj-n-F16.gguf"], "a/b:Q8_0", None),
+        (["m-Q8_0.gguf", "n-Q4_0.gguf", "mmproj-n-F16.gguf"], "a/b:Q4_0", "mmproj-n-F16.gguf"),
+        (["m-Q8_0.gguf", "mmproj-m-00001-of-00002.gguf"], "a/b", None),
+    ],
+)
+def test_the_projector_of_a_model_is_found(names: list[str], text: str, found: str | None) -> None:
+    listing, reference = files(*names), parse_reference(text)
+    assert reference is not None
+    beside = projector(listing, choose(listing, reference))
+    assert (beside and beside.path) == found

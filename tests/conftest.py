@@ -17,6 +17,12 @@ from supervisor.demo_model import write_demo_model
 __all__ = ["Cluster", "engine_pids", "eventually", "pytest_runtest_protocol"]
 
 
+def pytest_configure() -> None:
+    """Children heed Ctrl-C, though whoever runs the tests in the background ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """In CI a skip is a failure: everything was installed, so everything has to run.
 

@@ -121,7 +121,12 @@ async def test_the_line_of_another_main_host_leaves_nothing(
     hosts: Cabled, tools: Path, tmp_path: Path
 ) -> None:
     printed = await hosts.up("--platform", "macos", "--join-host", hosts.main.address(0))
-    line = next(text for text in printed.said().splitlines() if text.startswith("curl "))
+
+    async def said() -> str | None:
+        lines = (text for text in printed.said().splitlines() if text.startswith("curl "))
+        return next(lines, None)
+
+    line = await eventually(said, within_s=START_S, what="the line is printed")
     forged = re.sub(r"sha256//[^']+", f"sha256//{'A' * 43}=", line)
     home = tmp_path / "home"
     async with typed(forged, hosts.worker, tools, home) as terminal:

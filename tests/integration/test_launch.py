@@ -162,6 +162,7 @@ async def test_secrets_of_the_environment_are_masked_in_the_record(
     assert "LLAMA_ARG_CTX_SIZE" not in text, "it would have overridden -c without a word"
 
 
+@pytest.mark.alone  # its ports are free again, and must stay so
 async def test_the_shell_commands_repeat_the_launch_by_hand(
     pair: Cluster, demo_model: Path
 ) -> None:

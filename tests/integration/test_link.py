@@ -457,7 +457,7 @@ async def test_both_workers_receive_their_weights_at_the_same_time(
     wired: Wired, large_model: Path
 ) -> None:
     """llama-server fills one worker after the other; what is sent ahead does not wait for that."""
-    rate = 5e6
+    rate = 2e6
     await asyncio.gather(*(wired.join(n, rate_bytes_per_s=(rate, 0)) for n in ("one", "two")))
     cluster = wired.cluster
     answer = await cluster.launch(large_model, split=[4, 5])

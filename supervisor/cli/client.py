@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from socket import gethostname
 from typing import Any, NamedTuple
@@ -71,25 +71,19 @@ class Client:
 
     def events(self) -> Iterator[tuple[str, Any]]:
         """Name and body of every event, the snapshot first."""
-        return self.stream("GET", "/api/events")
-
-    def stream(
-        self, method: str, path: str, body: Any = None
-    ) -> Generator[tuple[str, Any], None, None]:
-        """Name and body of every event of an answer; leaving early hangs up.
-
-        Raises:
-            SupervisorRefused: There is no stream; says why.
-            SupervisorUnreachable: Nobody answers, or no longer.
-        """
-        with contextlib.closing(self.sent(method, path, body)) as events:
+        with contextlib.closing(self.sent("GET", "/api/events")) as events:
             for event in events:
                 yield event.name, event.body
 
     def sent(
         self, method: str, path: str, body: Any = None, **params: Any
     ) -> Generator[Sent, None, None]:
-        """As :meth:`stream`, with the id that each event has."""
+        """Every event of an answer; leaving early hangs up.
+
+        Raises:
+            SupervisorRefused: There is no stream; says why.
+            SupervisorUnreachable: Nobody answers, or no longer.
+        """
         try:
             # The supervisor sends a comment every 15 s, so silence means that it is gone.
             # An empty set of parameters would take those away that are in the path.
@@ -100,6 +94,40 @@ class Client:
                 yield from _events_of(response.iter_lines())
         except httpx.TransportError as exc:
             raise self._unreachable(exc) from exc
+
+    def worked(
+        self,
+        method: str,
+        path: str,
+        show: Callable[[Any], None],
+        *,
+        ended: str,
+        body: Any = None,
+        **params: Any,
+    ) -> Any:
+        """What a stream of work results in; leaving early ends the work.
+
+        Args:
+            method: Of HTTP.
+            path: Of the stream.
+            show: Takes what the stream tells of its progress.
+            ended: What to say if the supervisor ends before the work does.
+            body: As JSON.
+            params: Of the query.
+
+        Raises:
+            SupervisorRefused: It was refused, or failed; says why.
+            SupervisorUnreachable: Nobody answers, or no longer.
+        """
+        with contextlib.closing(self.sent(method, path, body, **params)) as events:
+            for event in events:
+                if event.name == "progress":
+                    show(event.body)
+                elif event.name == "problem":
+                    raise SupervisorRefused(event.body["detail"], event.body["code"])
+                elif event.name == "result":
+                    return event.body
+        raise SupervisorUnreachable(ended)
 
     def download(self, path: str) -> tuple[str, bytes]:
         """A file: the name that it should have, and what is in it."""

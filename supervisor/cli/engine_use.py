@@ -1,6 +1,5 @@
 """``supervisor engine use``: the whole cluster moves to another build of llama.cpp."""
 
-import contextlib
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +10,6 @@ from supervisor.cli import output
 from supervisor.cli.client import Client
 from supervisor.cli.options import AsJson, Key, Url
 from supervisor.cli.watching import new_progress
-from supervisor.errors import SupervisorRefused, SupervisorUnreachable
 
 _UP = ("ready", "degraded", "starting")
 
@@ -58,21 +56,15 @@ def _ask(client: Client, build: str) -> None:
 
 
 def _change(client: Client, build: str, progress: Progress, task: TaskID) -> dict[str, Any]:
-    with contextlib.closing(
-        client.stream("POST", "/api/engine-change", {"build": build})
-    ) as events:
-        for event, body in events:
-            if event == "progress":
-                progress.update(task, description=escape(_words(body)), **_bytes(body))
-            elif event == "problem":
-                raise SupervisorRefused(body["detail"], body["code"])
-            elif event == "result":
-                result: dict[str, Any] = body
-                return result
-    raise SupervisorUnreachable(
-        "the supervisor ended while the engine was changed; when it starts again it uses the build "
-        "of before"
+    changed: dict[str, Any] = client.worked(
+        "POST",
+        "/api/engine-change",
+        lambda body: progress.update(task, description=escape(_words(body)), **_bytes(body)),
+        ended="the supervisor ended while the engine was changed; when it starts again it uses the"
+        " build of before",
+        body={"build": build},
     )
+    return changed
 
 
 def _words(change: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from supervisor.cli import engine_use, output
 from supervisor.cli.client import Client
 from supervisor.cli.options import AsJson, Config, Data, Key, Url, load_settings
 from supervisor.core.units import gib
-from supervisor.errors import SupervisorRefused, SupervisorRunning, SupervisorUnreachable
+from supervisor.errors import SupervisorRunning
 from supervisor.settings import Settings
 
 if TYPE_CHECKING:
@@ -173,21 +173,15 @@ class _Remote:
         return found
 
     def install(self, build: str | None, variants: list[str], show: Show) -> dict[str, Any]:
-        wish = {"build": build, "variants": variants}
-        stream = self.client.stream("POST", "/api/engine-builds", wish)
-        with contextlib.closing(stream) as events:
-            for event, body in events:
-                if event == "progress":
-                    show(body)
-                elif event == "problem":
-                    raise SupervisorRefused(body["detail"], body["code"])
-                elif event == "result":
-                    result: dict[str, Any] = body
-                    return result
-        raise SupervisorUnreachable(
-            "the supervisor ended while it installed; start it and install again: what was fetched"
-            " is kept"
+        installed: dict[str, Any] = self.client.worked(
+            "POST",
+            "/api/engine-builds",
+            show,
+            ended="the supervisor ended while it installed; start it and install again: what was"
+            " fetched is kept",
+            body={"build": build, "variants": variants},
         )
+        return installed
 
     def remove(self, build: str) -> list[str]:
         gone: dict[str, list[str]] = self.client.delete(f"/api/engine-builds/{quote(build)}")

@@ -1,6 +1,5 @@
 """Commands about the models of this host: list, show, locate, check and delete them."""
 
-import contextlib
 import threading
 import time
 from typing import Annotated, Any, Final
@@ -8,7 +7,6 @@ from urllib.parse import quote
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress, TaskID
 
 from supervisor.cli import output
 from supervisor.cli.client import Client
@@ -108,11 +106,7 @@ def verify(
 ) -> None:
     """Compare files with their checksums, as far as anything tells them: it reads all of them."""
     client = Client(url, key)
-    query = f"?model={quote(model_path(model), safe='')}" if model else ""
-    with new_progress() as progress:
-        progress.disable = as_json
-        task = progress.add_task("looking", total=None)
-        found = _follow(client, f"/api/models/verify{query}", progress, task)
+    found = _verified(client, model, is_quiet=as_json)
     if as_json:
         output.print_json(found)
     else:
@@ -178,36 +172,37 @@ def _held(client: Client, path: str, *, is_quiet: bool) -> list[dict[str, Any]]:
     with new_progress() as progress:
         progress.disable = is_quiet
         task = progress.add_task("naming its parts, once", total=None)
-        address = f"/api/models/holdings/stream?model={quote(path, safe='')}"
-        with contextlib.closing(client.stream("GET", address)) as events:
-            for event, body in events:
-                if event == "problem":
-                    raise SupervisorRefused(body["detail"], body["code"])
-                if event == "result":
-                    result: list[dict[str, Any]] = body
-                    return result
-                progress.update(
-                    task, total=body["total_bytes"] or None, completed=body["done_bytes"]
-                )
-    raise SupervisorUnreachable("the supervisor ended meanwhile; run it again")
+        held: list[dict[str, Any]] = client.worked(
+            "GET",
+            "/api/models/holdings/stream",
+            lambda body: progress.update(task, **_bytes(body)),
+            ended="the supervisor ended meanwhile; run it again",
+            model=path,
+        )
+        return held
 
 
-def _follow(client: Client, path: str, progress: Progress, task: TaskID) -> list[dict[str, Any]]:
-    with contextlib.closing(client.stream("POST", path)) as events:
-        for event, body in events:
-            if event == "problem":
-                raise SupervisorRefused(body["detail"], body["code"])
-            if event == "result":
-                result: list[dict[str, Any]] = body
-                return result
+def _verified(client: Client, model: str | None, *, is_quiet: bool) -> list[dict[str, Any]]:
+    with new_progress() as progress:
+        progress.disable = is_quiet
+        task = progress.add_task("looking", total=None)
+
+        def show(body: dict[str, Any]) -> None:
             name = body["path"].rpartition("/")[2]
-            progress.update(
-                task,
-                total=body["total_bytes"] or None,
-                completed=body["done_bytes"],
-                description=escape(name),
-            )
-    raise SupervisorUnreachable("the supervisor ended during the check; run it again")
+            progress.update(task, description=escape(name), **_bytes(body))
+
+        found: list[dict[str, Any]] = client.worked(
+            "POST",
+            "/api/models/verify",
+            show,
+            ended="the supervisor ended during the check; run it again",
+            **({"model": model_path(model)} if model else {}),
+        )
+        return found
+
+
+def _bytes(body: dict[str, Any]) -> dict[str, Any]:
+    return {"total": body["total_bytes"] or None, "completed": body["done_bytes"]}
 
 
 # -- showing -------------------------------------------------------------------------------------

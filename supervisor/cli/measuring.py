@@ -1,6 +1,5 @@
 """Measuring devices from the command line: a bar while it goes on, a table at the end."""
 
-import contextlib
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +11,7 @@ from rich.table import Table
 from supervisor.cli import output
 from supervisor.cli.client import Client
 from supervisor.cli.watching import new_progress
-from supervisor.errors import SupervisorRefused, SupervisorUnreachable
+from supervisor.errors import SupervisorRefused
 
 _NO_DEVICES = "no_devices"
 
@@ -61,19 +60,19 @@ def _doing(device: dict[str, Any]) -> str:
 
 
 def _measure(client: Client, name: str, progress: Progress, task: TaskID) -> dict[str, Any]:
-    with contextlib.closing(client.stream("POST", f"/api/devices/{quote(name)}/measure")) as events:
-        for event, body in events:
-            if event == "progress":
-                step = f"{body['device']} {body['step']}".strip()
-                description = f"{escape(name)}: {escape(step)}"
-                progress.update(task, description=description, completed=body["part"])
-            elif event == "problem":
-                raise SupervisorRefused(body["detail"], body["code"])
-            elif event == "result":
-                progress.update(task, description=f"{escape(name)}: measured", completed=1.0)
-                result: dict[str, Any] = body
-                return result
-    raise SupervisorUnreachable(f"the supervisor ended while {name} was measured")
+    def show(body: dict[str, Any]) -> None:
+        step = f"{body['device']} {body['step']}".strip()
+        description = f"{escape(name)}: {escape(step)}"
+        progress.update(task, description=description, completed=body["part"])
+
+    measured: dict[str, Any] = client.worked(
+        "POST",
+        f"/api/devices/{quote(name)}/measure",
+        show,
+        ended=f"the supervisor ended while {name} was measured",
+    )
+    progress.update(task, description=f"{escape(name)}: measured", completed=1.0)
+    return measured
 
 
 def table_of(results: Iterable[dict[str, Any]]) -> Table:

@@ -1,6 +1,5 @@
 """Commands about models."""
 
-import contextlib
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +13,6 @@ from supervisor.cli.model_settings import model_settings
 from supervisor.cli.options import AsJson, Key, Url
 from supervisor.cli.suggest import suggest
 from supervisor.cli.watching import new_progress
-from supervisor.errors import SupervisorRefused, SupervisorUnreachable
 
 models_app = typer.Typer(invoke_without_command=True, help="Models.")
 models_app.callback()(library.models)
@@ -62,25 +60,28 @@ def _follow(
     client: Client, spec: dict[str, Any], progress: Progress, *, whole: bool
 ) -> list[dict[str, Any]]:
     tasks: dict[str, TaskID] = {}
-    path = f"/api/models/push?whole={str(whole).lower()}"
-    with contextlib.closing(client.stream("POST", path, spec)) as events:
-        for event, body in events:
-            if event == "problem":
-                raise SupervisorRefused(body["detail"], body["code"])
-            if event == "result":
-                result: list[dict[str, Any]] = body
-                return result
-            for view in body:
-                name = view["device"]
-                if name not in tasks:
-                    tasks[name] = progress.add_task(escape(name), total=None)
-                progress.update(
-                    tasks[name],
-                    total=view["total_bytes"] or None,
-                    completed=view["done_bytes"],
-                    description=_line(view),
-                )
-    raise SupervisorUnreachable("the supervisor ended during the push; run it again to go on")
+
+    def show(views: list[dict[str, Any]]) -> None:
+        for view in views:
+            name = view["device"]
+            if name not in tasks:
+                tasks[name] = progress.add_task(escape(name), total=None)
+            progress.update(
+                tasks[name],
+                total=view["total_bytes"] or None,
+                completed=view["done_bytes"],
+                description=_line(view),
+            )
+
+    pushed: list[dict[str, Any]] = client.worked(
+        "POST",
+        "/api/models/push",
+        show,
+        ended="the supervisor ended during the push; run it again to go on",
+        body=spec,
+        whole=whole,
+    )
+    return pushed
 
 
 def _line(view: dict[str, Any]) -> str:

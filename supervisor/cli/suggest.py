@@ -1,6 +1,5 @@
 """What to run: the table, the recommendation, and the command that follows from it."""
 
-import contextlib
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +14,6 @@ from supervisor.cli.watching import new_progress
 from supervisor.core.explain_words import rate
 from supervisor.core.suggesting import USUAL_MIN_SPEED
 from supervisor.core.units import gib
-from supervisor.errors import SupervisorRefused, SupervisorUnreachable
 
 
 def suggest(
@@ -53,22 +51,19 @@ def suggest(
 def _asked(client: Client, asked: dict[str, Any], progress: Progress) -> dict[str, Any]:
     given = {name: value for name, value in asked.items() if value is not None}
     task = progress.add_task("asking", total=None)
-    with contextlib.closing(client.sent("GET", "/api/models/suggest", **given)) as events:
-        for event in events:
-            if event.name == "progress":
-                body = event.body
-                progress.update(
-                    task,
-                    description=escape(body["step"]),
-                    completed=body["done"],
-                    total=body["total"],
-                )
-            elif event.name == "problem":
-                raise SupervisorRefused(event.body["detail"], event.body["code"])
-            elif event.name == "result":
-                found: dict[str, Any] = event.body
-                return found
-    raise SupervisorUnreachable("the supervisor ended while it looked for models; run it again")
+
+    def show(body: dict[str, Any]) -> None:
+        step, done, total = escape(body["step"]), body["done"], body["total"]
+        progress.update(task, description=step, completed=done, total=total)
+
+    found: dict[str, Any] = client.worked(
+        "GET",
+        "/api/models/suggest",
+        show,
+        ended="the supervisor ended while it looked for models; run it again",
+        **given,
+    )
+    return found
 
 
 def table_of(found: dict[str, Any]) -> Table:
